@@ -1,0 +1,49 @@
+"""Batch: a padding-free batch of token sequences, the only form in which text travels from the loader to the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences laid end to end in T tokens; no pad token exists.
+
+    Sequences are ordered by length, so that those of equal length are neighbours and attention can view each run of
+    them as one dense block.
+
+    Shapes:
+        input_ids, position_ids, token_type_ids: ``(T,)`` int64; positions count from 0 in every sequence.
+        cu_seqlens: ``(B + 1,)`` int32, cumulative lengths: sequence b is ``[cu_seqlens[b], cu_seqlens[b + 1])``.
+        max_seqlen: the longest length, a Python int.
+        labels: ``(B,)`` int64 classes or float32 regression targets; None where the text has none.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    labels: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.numel()
+
+    @property
+    def num_sequences(self) -> int:
+        return self.cu_seqlens.numel() - 1
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            token_type_ids=self.token_type_ids.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            max_seqlen=self.max_seqlen,
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+        )

@@ -1,0 +1,119 @@
+"""What must survive a kill: folders that appear whole or not at all, and the state from which a stage continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Create `folder` whole or not at all: `write` fills a temporary neighbour, which is flushed and renamed.
+
+    Raises:
+        OSError: the disk is full or unwritable; what was there before is untouched.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            _flush(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+        _flush(folder.parent)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap the system's error
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{folder} could not be written ({error}); free the disk, then continue with --resume") from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class Progress:
+    """How far a stage has come; the scalars of a checkpoint.
+
+    `log_offset` is the length in bytes of the log when the checkpoint was written; what a killed run logged after it
+    is cut.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_score: float | None = None
+    log_offset: int = 0
+
+
+@dataclass
+class TrainingState:
+    """All that a stage needs to continue exactly: saved and restored as one."""
+
+    student: nn.Module
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    best: dict[str, Tensor] | None = None
+
+    def save(self, folder: Path) -> None:
+        save_file(weights(self.student), folder / "student.safetensors")
+        save_file(weights(self.objective), folder / "objective.safetensors")
+        if self.best is not None:
+            save_file(self.best, folder / "best.safetensors")
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        torch.save({"optimizer": self.optimizer.state_dict(), "random": random}, folder / "optimizer.pt")
+        (folder / "progress.json").write_text(json.dumps(asdict(self.progress)))
+
+    def restore(self, folder: Path) -> None:
+        self.student.load_state_dict(load_file(folder / "student.safetensors"))
+        self.objective.load_state_dict(load_file(folder / "objective.safetensors"))
+        best = folder / "best.safetensors"
+        self.best = load_file(best) if best.exists() else None
+        saved = torch.load(folder / "optimizer.pt", weights_only=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["random"]["cpu"])
+        if torch.cuda.is_available() and "cuda" in saved["random"]:
+            torch.cuda.set_rng_state(saved["random"]["cuda"])
+        self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the module's state on the CPU, each tensor with memory of its own (tied weights are written twice)."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+class Checkpoints:
+    """The numbered checkpoints of one stage; only the newest is kept."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.folder, self.stage = folder, stage
+
+    def latest(self) -> Path | None:
+        found = sorted(self.folder.glob(f"{self.stage}-*"))
+        return found[-1] if found else None
+
+    def save(self, state: TrainingState) -> None:
+        publish(self.folder / f"{self.stage}-{state.progress.step:08d}", state.save)
+        for old in sorted(self.folder.glob(f"{self.stage}-*"))[:-1]:
+            shutil.rmtree(old)
+
+    def clear(self) -> None:
+        for path in [*self.folder.glob(f"{self.stage}-*"), *self.folder.glob(f".{self.stage}-*")]:
+            shutil.rmtree(path)

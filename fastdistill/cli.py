@@ -1,0 +1,112 @@
+"""The command line of a recipe: YAML, nested overrides, strict keys. Imports no torch until the recipe is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from fastdistill.recipe import Recipe, Stage
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, whose errors name the nearest known option in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"error: {message.strip()}{_nearest(message, list(self.get_defaults().keys()))}", file=sys.stderr)
+        print(f"see python -m {self.prog} --help for every option", file=sys.stderr)
+        sys.exit(2)
+
+
+def _nearest(message: str, known: list[str]) -> str:
+    """A hint for the unknown option that `message` complains about; empty where it is about something else."""
+    groups = {name.rpartition(".")[0] for name in known} - {""}
+    nested = re.search(r"Group '([^']+)' does not accept (?:option|nested key) '([^']+)'", message)
+    plain = re.search(
+        r"(?:unrecognized arguments?: --|Key '|Unrecognized (?:key|option) '|option ')([\w.]+)", message, re.I
+    )
+    if nested:
+        name = f"{nested[1]}.{nested[2]}"
+    elif plain:
+        name = plain[1]
+    else:
+        return ""
+    close = difflib.get_close_matches(name, [*known, *groups], n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
+    """The parser of `recipe`: its values are the defaults, each stage is a group under its own name."""
+    parser = Parser(
+        prog=prog,
+        description=description,
+        usage=f"python -m {prog} [--config FILE.yaml] [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below, nested")
+    parser.add_argument(
+        "--resume", type=bool, nargs="?", const=True, default=False, help="continue the run in output_dir"
+    )
+    parser.add_argument(
+        "--overwrite", type=bool, nargs="?", const=True, default=False, help="delete what output_dir holds first"
+    )
+    parser.add_argument(
+        "--from_stage", type=str | None, default=None, help="start at this stage, from the previous stage's directory"
+    )
+    parser.add_class_arguments(Recipe, skip={"stages"})
+    for name in recipe.stages:
+        parser.add_argument(f"--{name}", type=Stage)
+    values = dataclasses.asdict(recipe)
+    parser.set_defaults(values | values.pop("stages"))
+    return parser
+
+
+def parse(recipe: Recipe, argv: list[str] | None, prog: str, description: str) -> tuple[Recipe, Namespace]:
+    """The recipe with the overrides of `argv`, and the run's own switches."""
+    parser = make_parser(recipe, prog, description)
+    config = parser.instantiate(parser.parse_args(argv))
+    names = [f.name for f in dataclasses.fields(Recipe) if f.name != "stages"]
+    chosen = {name: getattr(config, name) for name in names}
+    stages = {name: _one_length(getattr(config, name), default) for name, default in recipe.stages.items()}
+    chosen["finetune"] = _one_length(chosen["finetune"], recipe.finetune)
+    return Recipe(**chosen, stages=stages), config
+
+
+def _one_length(stage: Stage, default: Stage) -> Stage:
+    """Epochs and steps exclude each other: where one is given, the other's default goes."""
+    if stage.epochs is not None and stage.steps is not None:
+        if stage.epochs != default.epochs and stage.steps == default.steps:
+            return dataclasses.replace(stage, steps=None)
+        if stage.steps != default.steps and stage.epochs == default.epochs:
+            return dataclasses.replace(stage, epochs=None)
+    return stage
+
+
+def main(
+    recipe: Recipe,
+    prog: str,
+    description: str,
+    argv: list[str] | None = None,
+    prepare: Callable[[Recipe], Recipe] | None = None,
+) -> Any:
+    """Parse the command line and run the recipe; bad input ends with one line on stderr and exit code 2."""
+    recipe, config = parse(recipe, argv, prog, description)
+
+    from fastdistill.runner import run
+
+    logging.captureWarnings(True)
+    try:
+        recipe = prepare(recipe) if prepare else recipe
+        return run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: continue with --resume", file=sys.stderr)
+        sys.exit(130)

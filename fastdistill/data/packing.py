@@ -1,0 +1,169 @@
+"""Packing: tokenised sequences in, padding-free batches out, in an order that a seed decides."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+
+import numpy as np
+import torch
+
+from fastdistill.batch import Batch
+
+# Sequences are sorted by length inside windows of this many batches: large enough that a batch holds like lengths,
+# small enough that the batches of an epoch stay a random draw.
+WINDOW_BATCHES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """N tokenised sequences laid end to end, in memory or memory-mapped.
+
+    Shapes:
+        input_ids: ``(T,)`` any integer type.
+        offsets: ``(N + 1,)`` int64: sequence n is ``[offsets[n], offsets[n + 1])``.
+        token_type_ids: ``(T,)``, or None where all are 0.
+        labels: ``(N,)`` int64 classes or float32 regression targets, or None.
+        counts: what was read, skipped and truncated, for the report.
+    """
+
+    input_ids: np.ndarray
+    offsets: np.ndarray
+    token_type_ids: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """``(N,)`` tokens of every sequence."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Batches over consecutive epochs; batch n depends on the sequences, the budget, the seed and n alone.
+
+    Args:
+        sequences: what to draw from.
+        tokens_per_batch: most tokens in a batch.
+        seed: decides the order.
+    """
+
+    sequences: Sequences
+    tokens_per_batch: int
+    seed: int
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """The sequences in each batch of `epoch`; see `plan`."""
+        return plan(self.sequences.lengths, tokens_per_batch=self.tokens_per_batch, seed=self.seed, epoch=epoch)
+
+    def num_batches(self, epochs: float) -> int:
+        """Batches in that many epochs; of a part of an epoch the nearest whole number, at least 1.
+
+        Raises:
+            ValueError: `epochs` is not a positive number, or a sequence is longer than the budget.
+        """
+        if not (0 < epochs < math.inf):
+            raise ValueError(f"epochs is {epochs}; it must be a positive number")
+        part, whole = math.modf(epochs)
+        total = sum(len(self.plan(epoch)) for epoch in range(int(whole)))
+        return total + (max(1, round(part * len(self.plan(int(whole))))) if part else 0)
+
+    def batches(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Endless ``(epoch, batch)`` pairs, from batch number `start` counted over all epochs.
+
+        Batch numbers before `start` are planned but not read, so that a run resumes exactly and at once.
+        """
+        for epoch in count():
+            batches = self.plan(epoch)
+            for indices in batches[start:]:
+                yield epoch, collate(self.sequences, indices)
+            start = max(0, start - len(batches))
+
+
+def in_order(sequences: Sequences, tokens_per_batch: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every sequence once, shortest first, as ``(indices, batch)``: row b of the batch is sequence ``indices[b]``.
+
+    Raises:
+        ValueError: a sequence is longer than the budget.
+    """
+    order = np.argsort(sequences.lengths, kind="stable")
+    for indices in _cut(order, sequences.lengths, tokens_per_batch):
+        yield indices, collate(sequences, indices)
+
+
+def plan(lengths: np.ndarray, *, tokens_per_batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Indices of the sequences in each batch of an epoch: every sequence once, like lengths together.
+
+    The order is decided by `seed` and `epoch` alone.
+
+    Args:
+        lengths: ``(N,)`` tokens of every sequence.
+        tokens_per_batch: most tokens in a batch.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
+
+    Raises:
+        ValueError: there are no sequences, or one is longer than the budget.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    shuffled = rng.permutation(len(lengths))
+    window = np.cumsum(lengths[shuffled]) // (WINDOW_BATCHES * tokens_per_batch)
+    # Every second window runs from long to short, so that a batch across two windows holds like lengths too.
+    direction = np.where(window % 2 == 0, 1, -1)
+    order = shuffled[np.lexsort((direction * lengths[shuffled], window))]
+    batches = _cut(order, lengths, tokens_per_batch)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
+    """The sequences `indices` as one Batch, ordered by length (those of equal length in the order given)."""
+    indices = np.asarray(indices)
+    starts, ends = sequences.offsets[indices], sequences.offsets[indices + 1]
+    by_length = np.argsort(ends - starts, kind="stable")
+    indices, starts, lengths = indices[by_length], starts[by_length], (ends - starts)[by_length]
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+    position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+    tokens = position_ids + np.repeat(starts, lengths)
+    input_ids = sequences.input_ids[tokens].astype(np.int64)
+    types = sequences.token_type_ids
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        token_type_ids=torch.from_numpy(np.zeros_like(input_ids) if types is None else types[tokens].astype(np.int64)),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        max_seqlen=int(lengths[-1]),
+        labels=None if sequences.labels is None else torch.from_numpy(sequences.labels[indices]),
+    )
+
+
+def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+    """Cut `order` into runs of at most `tokens_per_batch` tokens.
+
+    Every cut aims at an even share of the tokens that are left, so that no small rest remains at the end.
+    """
+    if len(order) == 0:
+        raise ValueError("there are no sequences to make batches of")
+    longest = int(lengths.max())
+    if longest > tokens_per_batch:
+        raise ValueError(
+            f"a sequence of {longest} tokens does not fit into tokens_per_batch={tokens_per_batch}; "
+            f"raise tokens_per_batch to {longest} or more, or lower max_length"
+        )
+    ends = np.cumsum(lengths[order]).tolist()
+    cuts, done = [0], 0
+    while done < ends[-1]:
+        left = ends[-1] - done
+        target = done + left / math.ceil(left / tokens_per_batch)
+        cut = max(bisect_right(ends, target, lo=cuts[-1]), cuts[-1] + 1)
+        if cut < len(ends) and ends[cut] - done <= tokens_per_batch and ends[cut] - target < target - ends[cut - 1]:
+            cut += 1
+        cuts.append(cut)
+        done = ends[cut - 1]
+    return [order[start:end] for start, end in pairwise(cuts)]

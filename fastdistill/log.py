@@ -1,0 +1,91 @@
+"""What a run says while it works: log.jsonl always, a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Log:
+    """Appends records to `path` and shows them.
+
+    Use as a context manager; `stage` opens the display of a stage, `step` reports an interval of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.console = Console()
+        self.file = path.open("a", encoding="utf-8")
+        self.live: Progress | None = None
+        self.task: TaskID | None = None
+        self.name, self.total = "", 0
+
+    def __enter__(self) -> Log:
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+            )
+            self.live = Progress(*columns, console=self.console)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+        self.file.close()
+
+    @property
+    def offset(self) -> int:
+        """Length of the log in bytes, all of it on its way to the disk."""
+        self.file.flush()
+        return self.file.tell()
+
+    def cut(self, offset: int) -> None:
+        """Forget what was logged after `offset`."""
+        self.file.flush()
+        os.truncate(self.file.name, offset)
+        self.file.seek(0, os.SEEK_END)
+
+    def forget(self, stage: str) -> None:
+        """Drop every record of `stage`: it starts anew."""
+        self.file.flush()
+        path = Path(self.file.name)
+        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line).get("stage") != stage]
+        path.write_text("".join(kept))
+        self.file.seek(0, os.SEEK_END)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def record(self, **values: Any) -> None:
+        self.file.write(json.dumps(values) + "\n")
+        self.file.flush()
+
+    def stage(self, name: str, steps: int, done: int) -> None:
+        self.name, self.total = name, steps
+        if self.live:
+            self.task = self.live.add_task(name, total=steps, completed=done, detail="")
+
+    def step(self, *, step: int, tokens_per_second: float, losses: dict[str, float], **others: float) -> None:
+        """Report an interval that ended after `step` optimiser steps."""
+        self.record(
+            event="step", stage=self.name, step=step, tokens_per_second=tokens_per_second, losses=losses, **others
+        )
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        detail = f"{tokens_per_second:,.0f} tokens/s  {terms}"
+        if self.live and self.task is not None:
+            self.live.update(self.task, completed=step, detail=detail)
+        else:
+            left = others["seconds"] / step * (self.total - step)
+            self.say(f"{self.name:>8}  step {step}/{self.total}  {detail}  {left:,.0f} s left")

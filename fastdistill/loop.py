@@ -1,0 +1,204 @@
+"""The one training loop: every stage, the teacher's fine-tuning and the control run through `train`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, weights
+from fastdistill.data.packing import Loader
+from fastdistill.log import Log
+from fastdistill.losses.objective import Objective, check_alive
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Live
+from fastdistill.recipe import Optim, Recipe, Stage
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    logging_steps: int
+    save_steps: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Runtime:
+        """Resolve what the recipe left to the hardware.
+
+        Raises:
+            ValueError: the GPU asked for is not there.
+        """
+        name = recipe.device if recipe.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda, but torch sees no GPU: use --device cpu or auto")
+        bf16 = torch.cuda.is_bf16_supported() if name == "cuda" else _cpu_has_bf16()
+        chosen = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if bf16 else torch.float32}
+        return cls(torch.device(name), chosen[recipe.precision], recipe.logging_steps, recipe.save_steps)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in the run's precision; weights, norms and losses stay in fp32."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def learning_rate(optim: Optim, step: int, steps: int) -> float:
+    """The learning rate of step `step` of `steps` (from 0): linear warm-up, then the schedule down to 0."""
+    warmup = math.ceil(optim.warmup_ratio * steps)
+    if step < warmup:
+        return optim.learning_rate * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
+    factor = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+    return optim.learning_rate * factor[optim.lr_scheduler_type]
+
+
+def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
+    """AdamW; weight decay acts on matrices and embeddings, not on biases and norms."""
+    parameters = [p for module in modules for p in module.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
+
+
+def epoch_ends(loader: Loader, steps: int, accumulate: int) -> frozenset[int]:
+    """The optimiser steps, up to `steps`, with which a pass over the data is complete; the last one always counts."""
+    ends, batches, epoch = {steps}, 0, 0
+    while batches < steps * accumulate:
+        batches += len(loader.plan(epoch))
+        epoch += 1
+        ends.add(-(-batches // accumulate))
+    return frozenset(end for end in ends if end <= steps)
+
+
+class Meter:
+    """Term values of the steps since the last reading; they stay on the device until then."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, Tensor]] = []
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        self.values.append({name: value.detach().float() for name, value in values.items()})
+
+    def read(self, stage: str, last_step: int) -> dict[str, float]:
+        """Means over the interval that ended with `last_step`; one transfer from the device.
+
+        Raises:
+            FloatingPointError: a value is not finite; names the first such term, the stage and the step.
+        """
+        names = list(self.values[0])
+        table = torch.stack([torch.stack([row[name] for name in names]) for row in self.values]).cpu()  # (steps, terms)
+        bad = (~table.isfinite()).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            step = last_step - len(self.values) + 1 + row
+            raise FloatingPointError(
+                f"stage {stage}, step {step}: the {names[column]} is {table[row, column].item()}; training "
+                "stopped and the last good checkpoint is kept. Lower the learning rate or use --precision fp32, and "
+                "run the stage again with --from_stage"
+            )
+        self.values = []
+        return dict(zip(names, table.double().mean(0).tolist(), strict=True))
+
+
+def train(
+    name: str,
+    stage: Stage,
+    student: Encoder,
+    teacher: Live | None,
+    objective: Objective,
+    loader: Loader,
+    steps: int,
+    *,
+    runtime: Runtime,
+    checkpoints: Checkpoints,
+    log: Log,
+    validate: Callable[[Encoder], float] | None,
+) -> Progress:
+    """Train `student` (and the objective's projections) for `steps` optimiser steps, from the last checkpoint if any.
+
+    Afterwards `student` holds the weights that the stage hands on.
+
+    Raises:
+        ValueError: a loss term is dead on the first batch.
+        FloatingPointError: a loss or the gradient is not finite.
+        OSError: a checkpoint could not be written.
+    """
+    optimizer = make_optimizer(stage.optim, student, objective)
+    state = TrainingState(student, objective, optimizer, Progress())
+    if found := checkpoints.latest():
+        state.restore(found)
+        log.cut(state.progress.log_offset)
+    else:
+        log.forget(name)
+    progress, meter = state.progress, Meter()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    accumulate = stage.gradient_accumulation_steps
+    batches = loader.batches(start=progress.step * accumulate)
+    score_at = epoch_ends(loader, steps, accumulate) if validate and stage.keep == "best" else frozenset()
+    log.stage(name, steps, progress.step)
+    student.train()
+    clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
+
+    while progress.step < steps:
+        totals: dict[str, Tensor] = {}
+        for _ in range(accumulate):
+            batch = next(batches)[1].to(runtime.device)
+            with runtime.autocast():
+                target = teacher(batch, objective.teacher_taps) if teacher is not None else None
+                output = student(batch, objective.student_taps)
+                loss, values = objective(output, target, batch)
+            if progress.step == 0 and not totals:
+                check_alive(values, list(student.parameters()))
+            (loss / accumulate).backward()
+            progress.tokens += batch.num_tokens
+            for term, value in (values | {"loss": loss}).items():
+                totals[term] = totals.get(term, 0) + value.detach() / accumulate
+        norm = nn.utils.clip_grad_norm_(parameters, stage.optim.max_grad_norm or math.inf)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage.optim, progress.step, steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        meter.add(totals | {"gradient norm": norm})
+        progress.step += 1
+
+        last = progress.step == steps
+        save = progress.step % runtime.save_steps == 0 and not last
+        if last or save or progress.step % runtime.logging_steps == 0:
+            means = meter.read(name, progress.step)
+            progress.seconds = time.perf_counter() - clock
+            log.step(
+                step=progress.step,
+                tokens_per_second=(progress.tokens - logged_tokens) / (progress.seconds - logged_seconds),
+                losses={term: means[term] for term in values},
+                loss=means["loss"],
+                gradient_norm=means["gradient norm"],
+                learning_rate=learning_rate(stage.optim, progress.step - 1, steps),
+                tokens=progress.tokens,
+                seconds=progress.seconds,
+            )
+            logged_seconds, logged_tokens = progress.seconds, progress.tokens
+        if validate and progress.step in score_at:
+            score = validate(student)
+            student.train()
+            log.record(event="validation", stage=name, step=progress.step, score=score)
+            if progress.best_score is None or score >= progress.best_score:
+                progress.best_score, state.best = score, weights(student)
+        if save:
+            progress.log_offset = log.offset
+            checkpoints.save(state)
+    if state.best is not None:
+        student.load_state_dict(state.best)
+    return progress

@@ -1,0 +1,1 @@
+"""Loss terms over captured tensors, and the objective that sums them."""

@@ -1,0 +1,49 @@
+"""The attention term: attention maps of mapped layers, without forming the maps of a batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from fastdistill.batch import Batch
+from fastdistill.models.capture import Captured, Taps
+from fastdistill_kernels import attention_prob_mse, attention_score_mse
+
+
+class Attention:
+    """Sum over mapped layers of the mean squared error of attention maps.
+
+    ``sum_m mean_{b,h,i,j} (A_s^m - A_t^{g(m)})^2`` with A the scores ``q.k * scaling`` before softmax (TinyBERT,
+    arXiv 1909.10351, equation 7) or the probabilities after it.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[tuple[int, int], ...],
+        *,
+        kind: Literal["scores", "probs"],
+        normalize: Literal["tokens", "padded"],
+    ) -> None:
+        self.layers = layers
+        self.op = attention_score_mse if kind == "scores" else attention_prob_mse
+        self.normalize: Literal["tokens", "padded"] = normalize
+        student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
+        self.student_taps, self.teacher_taps = Taps(q=student, k=student), Taps(q=teacher, k=teacher)
+
+    def __call__(self, student: Captured, teacher: Captured, batch: Batch) -> dict[str, Tensor]:
+        losses = [
+            self.op(
+                student.q[m],
+                student.k[m],
+                teacher.q[n],
+                teacher.k[n],
+                batch.cu_seqlens,
+                batch.max_seqlen,
+                scale_s=student.scaling,
+                scale_t=teacher.scaling,
+                normalize=self.normalize,
+            )
+            for m, n in self.layers
+        ]
+        return {"attention": sum(losses[1:], losses[0])}

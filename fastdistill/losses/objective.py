@@ -1,0 +1,135 @@
+"""The objective of a stage: the weighted sum of its loss terms, and the projections that belong to them."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastdistill.batch import Batch
+from fastdistill.losses.attention import Attention
+from fastdistill.losses.hidden import Hidden
+from fastdistill.losses.labels import Labels
+from fastdistill.losses.relation import Relation
+from fastdistill.models.capture import Captured, Taps
+from fastdistill.recipe import Losses
+
+
+class Shape(Protocol):
+    """What the objective must know of a model; `Encoder` has it."""
+
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_size: int
+
+
+class Term(Protocol):
+    student_taps: Taps
+    teacher_taps: Taps
+
+    def __call__(self, student: Captured, teacher: Captured, batch: Batch) -> dict[str, Tensor]: ...
+
+
+class Objective(nn.Module):
+    """``L = sum_k weight_k term_k``; every term is reported by name, unweighted.
+
+    The projections are parameters of the objective, trained with the student but no part of it.
+
+    Raises:
+        ValueError: no term has a weight, a weight is negative or not finite, or the attention term meets models with
+            different head counts (the relation term does not need equal ones).
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        layers: tuple[tuple[int, int], ...],
+        student: Shape,
+        teacher: Shape | None,
+        *,
+        regression: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weights = active_weights(losses)
+        self.projections = nn.ModuleDict()
+        self.terms: list[Term] = []
+        if teacher is not None:
+            self._add_latent(losses, layers, student, teacher)
+        if losses.soft or losses.hard:
+            soft, hard = bool(losses.soft), bool(losses.hard)
+            self.terms.append(Labels(soft=soft, hard=hard, temperature=losses.temperature, regression=regression))
+        self.student_taps, self.teacher_taps = Taps(), Taps()
+        for term in self.terms:
+            self.student_taps |= term.student_taps
+            self.teacher_taps |= term.teacher_taps
+
+    def _add_latent(self, losses: Losses, layers: tuple[tuple[int, int], ...], student: Shape, teacher: Shape) -> None:
+        if losses.attention:
+            if student.num_attention_heads != teacher.num_attention_heads:
+                raise ValueError(
+                    f"the attention loss compares heads one to one, but the student has {student.num_attention_heads} "
+                    f"and the teacher {teacher.num_attention_heads}: give the student as many, or set its weight to 0 "
+                    "and that of the relation loss to 1, which takes any head counts"
+                )
+            self.terms.append(Attention(layers, kind=losses.attention_kind, normalize=losses.normalize))
+        if losses.relation:
+            for who, width in (("student", student.hidden_size), ("teacher", teacher.hidden_size)):
+                if width % losses.relation_heads:
+                    raise ValueError(
+                        f"relation_heads is {losses.relation_heads}, which does not divide the {who}'s width {width}"
+                    )
+            self.terms.append(Relation(layers[-1], heads=losses.relation_heads, normalize=losses.normalize))
+        for name, weight, pairs in (("hidden", losses.hidden, layers), ("embedding", losses.embedding, ((0, 0),))):
+            if weight:
+                project = [self._projection(m, losses, student, teacher) for m, _ in pairs]
+                self.terms.append(Hidden(name, pairs, project, normalize=losses.normalize))
+
+    def _projection(self, layer: int, losses: Losses, student: Shape, teacher: Shape) -> nn.Linear:
+        key = "shared" if losses.projection == "shared" else f"layer_{layer}"
+        if key not in self.projections:
+            self.projections[key] = nn.Linear(student.hidden_size, teacher.hidden_size)
+        projection = self.projections[key]
+        assert isinstance(projection, nn.Linear)
+        return projection
+
+    def forward(self, student: Captured, teacher: Captured | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and every term unweighted, as scalars on the device."""
+        values: dict[str, Tensor] = {}
+        for term in self.terms:
+            values |= term(student, teacher, batch)  # type: ignore[arg-type]  # None meets label terms alone
+        loss = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        return loss, values
+
+
+def active_weights(losses: Losses) -> dict[str, float]:
+    """Names and weights of the terms that a stage computes."""
+    named = {k: getattr(losses, k) for k in ("attention", "hidden", "embedding", "relation", "soft", "hard")}
+    for name, weight in named.items():
+        if weight < 0 or not math.isfinite(weight):
+            raise ValueError(f"the weight of the {name} loss is {weight}: it must be 0 or more")
+    active = {name: weight for name, weight in named.items() if weight}
+    if not active:
+        raise ValueError("all loss weights are 0: give at least one term a weight, such as hidden: 1.0")
+    return active
+
+
+def check_alive(values: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
+    """Raise ValueError unless every term is finite and gives the student a finite, non-zero gradient.
+
+    A term can be dead without an error: an empty tuple zipped away, a detached tensor, a label nobody predicts. It
+    would be reported as a falling or constant number and teach nothing.
+    """
+    for name, value in values.items():
+        if not torch.isfinite(value):
+            raise ValueError(f"the {name} loss is {value.item()} on the first batch: check its inputs and precision")
+        if not value.requires_grad:
+            raise ValueError(f"the {name} loss does not depend on the student: it would teach nothing")
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        norm = torch.stack([g.float().norm() for g in gradients if g is not None] or [torch.zeros(())]).norm()
+        if not torch.isfinite(norm) or norm == 0:
+            raise ValueError(
+                f"the {name} loss is {value.item():.4g} on the first batch, but its gradient for the student has norm "
+                f"{norm.item()}: the term is dead; check the models and data, or set its weight to 0"
+            )

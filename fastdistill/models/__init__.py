@@ -1,0 +1,1 @@
+"""Models: any Hugging Face encoder run padding-free, with its hidden states, queries, keys and values captured."""

@@ -1,0 +1,185 @@
+"""Encoder: a transformers encoder that takes packed batches and returns what the taps ask for."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from fastdistill.batch import Batch
+from fastdistill.models.attention import Sequences
+from fastdistill.models.capture import ATTENTION, Captured, Recorder, Taps
+from fastdistill.models.families import classify, has_known_head, has_token_types, position_offset
+from fastdistill.models.pretrained import load_finetuned, load_headless
+
+Head = Literal["none", "finetuned", "fresh"]
+
+
+class Encoder(nn.Module):
+    """A transformers encoder, with or without a sequence-classification head.
+
+    Args:
+        model: headless (`AutoModel`) or `AutoModelForSequenceClassification`, made with
+            ``attn_implementation="fastdistill"``.
+
+    `packs` tells whether it runs padding-free and can be captured. A family that computes attention by itself
+    (MPNet, DeBERTa) does not; it is run padded, and taps on q, k, v are refused.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        config = model.config
+        self.num_hidden_layers: int = config.num_hidden_layers
+        self.hidden_size: int = config.hidden_size
+        self.num_attention_heads: int = config.num_attention_heads
+        self.vocab_size: int = config.vocab_size
+        self.has_head: bool = model.base_model is not model
+        self.position_offset = position_offset(model.base_model)
+        self.max_length: int = config.max_position_embeddings - self.position_offset
+        self.has_token_types = has_token_types(model.base_model)
+        self.packs = (not self.has_head or has_known_head(model)) and self._probe()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        head: Head = "none",
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+    ) -> Encoder:
+        """An encoder from a Hugging Face folder or Hub id, in float32 and eval mode, from safetensors only.
+
+        Args:
+            path: the folder or Hub id.
+            head: none; finetuned, the checkpoint's own classification head; or fresh, a newly initialised one.
+            num_labels: outputs of a fresh head; with finetuned, what the checkpoint's head must have.
+            id2label: class names of a fresh head.
+
+        Raises:
+            ValueError: the checkpoint lacks encoder weights; a fine-tuned head is asked for and there is none, or one
+                with another number of labels; a fresh head without num_labels.
+        """
+        if head == "finetuned":
+            return cls(load_finetuned(path, num_labels))
+        encoder = cls(load_headless(path))
+        if head == "none":
+            return encoder
+        if num_labels is None:
+            raise ValueError("a fresh head needs num_labels")
+        return encoder.with_fresh_head(num_labels, id2label)
+
+    def with_fresh_head(self, num_labels: int, id2label: dict[int, str] | None = None) -> Encoder:
+        """A copy of this encoder under a newly initialised classification head (from torch's global generator)."""
+        config = copy.deepcopy(self.model.config)
+        names = id2label or {i: f"LABEL_{i}" for i in range(num_labels)}
+        if len(names) != num_labels:
+            raise ValueError(f"id2label names {len(names)} classes, num_labels is {num_labels}")
+        config.id2label = names
+        config.label2id = {name: i for i, name in names.items()}
+        config.problem_type = None  # that of an earlier task
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
+        # families without a pooler under their head leave the headless model's pooler behind
+        missing, _ = model.base_model.load_state_dict(self.model.base_model.state_dict(), strict=False)
+        assert not missing, missing
+        return Encoder(model.train(self.training))
+
+    def forward(self, batch: Batch, taps: Taps) -> Captured:
+        """Runs the batch and returns what `taps` asks for.
+
+        Raises:
+            ValueError: a sequence longer than `max_length`; a layer past the last; logits without a head; q, k or v
+                of a family whose attention cannot be captured.
+        """
+        family = self.model.config.model_type
+        if batch.max_seqlen > self.max_length:
+            raise ValueError(f"a sequence of {batch.max_seqlen} tokens: this {family} takes {self.max_length} at most")
+        if taps.logits and not self.has_head:
+            raise ValueError(f"logits are asked for: this {family} was loaded without a classification head")
+        self.check_taps(taps)
+        return self._packed(batch, taps) if self.packs else self._padded(batch, taps)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode for the length of a with statement."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    def check_taps(self, taps: Taps) -> None:
+        """Raise ValueError where this model has not got the layers or the attention that `taps` asks for."""
+        family = self.model.config.model_type
+        deepest = max(taps.hidden | taps.attention, default=0)
+        if deepest > self.num_hidden_layers:
+            raise ValueError(f"layer {deepest} is asked for: this {family} has {self.num_hidden_layers} layers")
+        if taps.attention and not self.packs:
+            raise ValueError(
+                f"the attention of {family} cannot be captured: it does not go through transformers' attention "
+                "interface. The attention and relation losses need it; hidden, embedding, soft and hard still work"
+            )
+
+    def _packed(self, batch: Batch, taps: Taps) -> Captured:
+        recorder = Recorder(Sequences(batch.cu_seqlens, batch.max_seqlen), taps)
+        hidden_states = self._run_packed(batch, recorder, output_hidden_states=bool(taps.hidden))
+        captured = recorder.captured
+        captured.hidden = {layer: hidden_states[layer][0] for layer in taps.hidden}
+        if taps.logits:
+            captured.logits = classify(self.model, hidden_states[-1][0], recorder.sequences)
+        return captured
+
+    def _run_packed(self, batch: Batch, recorder: Recorder, output_hidden_states: bool) -> tuple[Tensor, ...]:
+        """All hidden states ``(1, T, D)``, or the last alone."""
+        inputs = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None] + self.position_offset}
+        if self.has_token_types:
+            inputs["token_type_ids"] = batch.token_type_ids[None]
+        output = self.model.base_model(**inputs, output_hidden_states=output_hidden_states, recorder=recorder)
+        return output.hidden_states if output_hidden_states else (output.last_hidden_state,)
+
+    def _padded(self, batch: Batch, taps: Taps) -> Captured:
+        sequences = Sequences(batch.cu_seqlens, batch.max_seqlen)
+        index, real = sequences.padded_index
+        pad_token_id = self.model.config.pad_token_id or 0
+        inputs = {"input_ids": batch.input_ids[index].masked_fill(~real, pad_token_id), "attention_mask": real.long()}
+        if self.has_token_types:
+            inputs["token_type_ids"] = batch.token_type_ids[index].masked_fill(~real, 0)
+        output = self.model(**inputs, output_hidden_states=bool(taps.hidden))
+        rows = sequences.packed_index(batch.num_tokens)
+        hidden = {layer: output.hidden_states[layer].flatten(0, 1)[rows] for layer in taps.hidden}
+        return Captured(hidden=hidden, logits=output.logits if taps.logits else None)
+
+    @torch.no_grad()
+    def _probe(self) -> bool:
+        """Whether every layer calls our attention function, and packing two sequences leaves both as they are alone."""
+        parameters = inspect.signature(self.model.base_model.forward).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters) or "position_ids" not in {p.name for p in parameters}:
+            return False
+        with self.evaluating():
+            (together, layers_seen), (first, _), (second, _) = map(self._probe_run, ([[3, 4], [5]], [[3, 4]], [[5]]))
+        alone = torch.cat([first, second])
+        return layers_seen == self.num_hidden_layers and torch.allclose(together, alone, rtol=1e-2, atol=1e-2)
+
+    def _probe_run(self, texts: list[list[int]]) -> tuple[Tensor, int]:
+        """Last hidden states ``(T, D)`` of a packed batch, and how many layers called our attention function."""
+        lengths = [len(text) for text in texts]
+        ids = torch.cat([torch.tensor(text) for text in texts]) % self.vocab_size
+        batch = Batch(
+            input_ids=ids,
+            position_ids=torch.cat([torch.arange(n) for n in lengths]),
+            token_type_ids=torch.zeros_like(ids),
+            cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+            max_seqlen=max(lengths),
+        ).to(self.model.device)
+        recorder = Recorder(Sequences(batch.cu_seqlens, batch.max_seqlen), Taps())
+        return self._run_packed(batch, recorder, output_hidden_states=False)[-1][0], recorder.layers_seen

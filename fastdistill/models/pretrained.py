@@ -1,0 +1,76 @@
+"""Reading Hugging Face checkpoints: safetensors only, no remote code, float32, and never a silently random weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging
+
+from fastdistill.models.capture import ATTENTION
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint; never its own code."""
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return tokenizer
+
+
+def load_plain(path: str | Path, *, head: bool) -> PreTrainedModel:
+    """The model as a user without fastdistill runs it: transformers' own attention, float32, eval mode."""
+    auto = AutoModelForSequenceClassification if head else AutoModel
+    model: PreTrainedModel = auto.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    return model.eval()
+
+
+def quiet() -> None:
+    """No progress bars or advice of the libraries between our own lines."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def load_headless(path: str | Path) -> PreTrainedModel:
+    """The bare encoder of a checkpoint.
+
+    Raises:
+        ValueError: weights of the encoder are missing (a pooler may be: pretraining often leaves it out).
+    """
+    model, missing = _from_pretrained(AutoModel, path)
+    if lacking := [name for name in missing if "pooler" not in name]:
+        raise ValueError(f"{path} lacks {len(lacking)} weights of a {model.config.model_type} encoder: {lacking[:3]} …")
+    return model
+
+
+def load_finetuned(path: str | Path, num_labels: int | None = None) -> PreTrainedModel:
+    """A fine-tuned sequence classifier.
+
+    Raises:
+        ValueError: the checkpoint has no classification head, or one with a number of labels other than `num_labels`.
+    """
+    model, missing = _from_pretrained(AutoModelForSequenceClassification, path)
+    if missing:
+        raise ValueError(
+            f"{path}: the classification head was never fine-tuned, the folder lacks {missing[:3]}. "
+            "Fine-tune it on the task first (the finetune stage), or name a folder that was"
+        )
+    if num_labels is not None and model.config.num_labels != num_labels:
+        raise ValueError(f"{path} was fine-tuned on {model.config.num_labels} labels, the task has {num_labels}")
+    return model
+
+
+def _from_pretrained(
+    auto: type[AutoModel] | type[AutoModelForSequenceClassification], path: str | Path
+) -> tuple[PreTrainedModel, list[str]]:
+    model, info = auto.from_pretrained(
+        path,
+        attn_implementation=ATTENTION,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    return model, sorted(info["missing_keys"])

@@ -1,0 +1,217 @@
+"""The vocabulary: a run is one `Recipe`, a value made of the frozen dataclasses below. No logic lives here.
+
+Importing this module costs nothing (no torch), so that a mistyped option is reported at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The large model to learn from.
+
+    Args:
+        path: pretrained encoder: a Hugging Face folder or Hub id. Teaches the stages with `teacher: pretrained`.
+        finetuned: the same encoder, already fine-tuned on the task (a sequence-classification folder or Hub id);
+            when absent, the `finetune` stage makes it from `path`.
+    """
+
+    path: str = ""
+    finetuned: str | None = None
+
+
+@dataclass(frozen=True)
+class Student:
+    """The small model to train: the teacher's architecture in another shape.
+
+    Args:
+        preset: a published shape: tinybert4 (4 layers, 312 wide, FFN 1200, 12 heads) or tinybert6 (6, 768, 3072, 12).
+        num_hidden_layers: depth; overrides the preset, default the teacher's.
+        hidden_size: width; overrides the preset, default the teacher's.
+        intermediate_size: FFN width; overrides the preset, default the teacher's FFN-to-width ratio times hidden_size.
+        num_attention_heads: heads; overrides the preset, default the teacher's.
+        init: teacher = copy the teacher's weights, reduced to the student's width where it is narrower; random.
+        init_layers: which teacher layers init copies: uniform, first, last, or a list such as "1,3,6".
+        path: start from this student folder (or Hub id) instead; the shape and init options must then be left alone.
+    """
+
+    preset: Literal["tinybert4", "tinybert6"] | None = None
+    num_hidden_layers: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    init: Literal["teacher", "random"] = "teacher"
+    init_layers: str = "uniform"
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """General text, without labels.
+
+    Args:
+        path: .txt, .jsonl, .csv or .parquet file (or compressed), glob, folder, or Hub id; absent where no stage
+            needs it.
+        name: configuration of a Hub data set.
+        split: split of a Hub data set.
+        text: column that holds the text; .txt files have one document per line.
+        max_length: tokens per training sequence; longer documents are cut into several, nothing is lost.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    split: str = "train"
+    text: str = "text"
+    max_length: int = 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled text of the task.
+
+    Args:
+        path: folder with train/validation/test files, a file, a glob, or a Hub id; absent where no stage needs it.
+        name: configuration of a Hub data set, such as mrpc.
+        text: column of the text.
+        pair: column of the second text, where there is one.
+        label: column of the label: class index, class name, or number (regression).
+        kind: what the label is.
+        metric: score reported and used for choices; default accuracy, or pearson for regression.
+        label_names: class names by index; default those of the data set.
+        max_length: tokens per example; longer ones are truncated and counted.
+        validation_size: rows set aside from train for choices, where the data has no split left for that.
+        test_size: rows set aside from train for the reported figures, where the data has no split for that.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+    kind: Literal["classification", "regression"] = "classification"
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"] | None = None
+    label_names: tuple[str, ...] | None = None
+    max_length: int = 128
+    validation_size: int = 500
+    test_size: int = 1000
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weights of the loss terms of a stage; a term of weight 0 is not computed.
+
+    Args:
+        attention: mean squared error of attention maps, over mapped layers.
+        attention_kind: maps compared by attention: raw scores before softmax, or probabilities.
+        hidden: mean squared error of projected hidden states, over mapped layers.
+        embedding: mean squared error of the projected embedding output.
+        relation: KL divergence of query, key and value relations (MiniLMv2), last mapped layer; any head counts.
+        relation_heads: heads into which the relation term splits both models.
+        soft: cross-entropy with the teacher's softened predictions (squared error for regression).
+        hard: cross-entropy with the gold labels (squared error for regression).
+        temperature: softening of the soft term, which is multiplied by its square.
+        projection: one projection for all layers and the embedding (TinyBERT as published), or one for each.
+        normalize: means over real entries, or divided by the padded counts as the published TinyBERT program does.
+    """
+
+    attention: float = 0.0
+    attention_kind: Literal["scores", "probs"] = "scores"
+    hidden: float = 0.0
+    embedding: float = 0.0
+    relation: float = 0.0
+    relation_heads: int = 12
+    soft: float = 0.0
+    hard: float = 0.0
+    temperature: float = 1.0
+    projection: Literal["shared", "layer"] = "shared"
+    normalize: Literal["tokens", "padded"] = "tokens"
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW and its schedule.
+
+    Args:
+        learning_rate: peak learning rate.
+        lr_scheduler_type: what follows the warm-up.
+        warmup_ratio: share of the steps over which the learning rate rises from 0.
+        weight_decay: decoupled weight decay, on matrices only (not on biases and norms).
+        max_grad_norm: gradient norm above which gradients are scaled down; 0 switches clipping off.
+    """
+
+    learning_rate: float = 5e-5
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the training loop: a teacher, data and weighted losses, with a schedule.
+
+    Args:
+        teacher: which teacher; none for training on gold labels alone.
+        data: which text.
+        losses: weighted loss terms.
+        epochs: passes over the data; exclusive with steps.
+        steps: optimiser steps; exclusive with epochs.
+        tokens_per_batch: most real tokens in a batch.
+        gradient_accumulation_steps: batches per optimiser step.
+        optim: optimiser and schedule.
+        layer_map: teacher layer for each student layer: uniform, skip, last, or pairs such as "1:3,2:6".
+        keep: weights handed on: those of the last step, or of the best epoch on the validation rows.
+        skip: leave the stage out.
+    """
+
+    teacher: Literal["pretrained", "finetuned", "none"] = "finetuned"
+    data: Literal["general", "task"] = "task"
+    losses: Losses = field(default_factory=Losses)
+    epochs: float | None = None
+    steps: int | None = None
+    tokens_per_batch: int = 1024
+    gradient_accumulation_steps: int = 1
+    optim: Optim = field(default_factory=Optim)
+    layer_map: str = "uniform"
+    keep: Literal["last", "best"] = "last"
+    skip: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run.
+
+    Args:
+        teacher: the model to learn from.
+        student: the model to train.
+        general: text without labels.
+        task: text with labels.
+        finetune: stage 0, which fine-tunes the teacher on the task.
+        stages: the distillation stages by name, in order; the name is also directory and command-line prefix.
+        control: the same student trained on gold labels alone, for as many steps as the task stages took.
+        output_dir: everything the run writes.
+        cache_dir: tokenised general text, shared by runs.
+        seed: of initialisation, data order, dropout and splits.
+        device: where to run; auto takes the GPU when there is one.
+        precision: arithmetic of the matrix products; auto takes bf16 where the hardware has it.
+        logging_steps: optimiser steps between two log lines.
+        save_steps: optimiser steps between two checkpoints.
+    """
+
+    teacher: Teacher
+    student: Student
+    general: Corpus
+    task: Task
+    finetune: Stage
+    stages: dict[str, Stage]
+    control: Stage
+    output_dir: str = "out"
+    cache_dir: str = "~/.cache/fastdistill"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    logging_steps: int = 20
+    save_steps: int = 200

@@ -1,0 +1,240 @@
+"""The report: report.json, report.md, the loss curves, and the student folder with its model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from fastdistill import __version__
+from fastdistill.checkpoint import publish
+from fastdistill.evaluate import latency_ms, metric_of, predict
+from fastdistill.inputs import Inputs
+from fastdistill.log import Log
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.pretrained import load_plain
+from fastdistill.recipe import Recipe
+from fastdistill.workspace import Workspace
+
+Report = dict[str, Any]
+SPLITS = ("train", "validation", "test")
+
+
+def write(recipe: Recipe, inputs: Inputs, space: Workspace, log: Log, student: Path) -> Report:
+    """Measure teacher, student and control, and write what the run leaves behind; passed over where it is there."""
+    path = space.root / "report.json"
+    if not path.exists():
+        report = measure(recipe, inputs, space, student)
+        publish(space.student, lambda to: _export(student, to, model_card(report)))
+        figure = loss_curves(records(space.log))
+        figure.savefig(space.root / "losses.png", dpi=110)
+        (space.root / "report.md").write_text(to_markdown(report))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(report, indent=1))
+        temporary.replace(path)
+    report = json.loads(path.read_text())
+    log.say(
+        f"\n{summary(report)}\n\nstudent  {space.student}, a Hugging Face folder\nreport   {space.root / 'report.md'}"
+    )
+    return report
+
+
+def records(log: Path) -> list[dict[str, Any]]:
+    """Everything logged."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def first_and_last(log: Path, stage: str) -> dict[str, list[float]]:
+    """Each term's mean over the first and the last logged interval of `stage`."""
+    steps = [r["losses"] for r in records(log) if r["event"] == "step" and r["stage"] == stage]
+    return {term: [steps[0][term], steps[-1][term]] for term in steps[0]}
+
+
+def results(recipe: Recipe, space: Workspace) -> list[dict[str, Any]]:
+    """The results of the distillation stages that ran, in order."""
+    paths = [space.stage(name) / "result.json" for name in recipe.stages]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path) -> Report:
+    """All figures of the report; scores are of the held-out rows, latencies taken side by side on the CPU in fp32."""
+    task = inputs.task
+    folders: dict[str, str | Path] = {
+        "teacher": recipe.teacher.finetuned or space.teacher,
+        "student": student,
+        "control": space.control,
+    }
+    if task is None or not (space.teacher / "result.json").exists():
+        folders["teacher"] = recipe.teacher.path
+    if not space.control.exists():
+        del folders["control"]
+    stages = results(recipe, space)
+    headed = {
+        "teacher": task is not None and folders["teacher"] != recipe.teacher.path,
+        "student": stages[-1]["head"],
+        "control": True,
+    }
+    plain = {name: load_plain(path, head=headed[name]) for name, path in folders.items()}
+    latency = latency_ms(plain)
+    models: Report = {}
+    predictions: dict[str, np.ndarray] = {}
+    for name, path in folders.items():
+        result = Path(path) / "result.json" if name != "teacher" else space.teacher / "result.json"
+        scored = json.loads(result.read_text())["score"] if result.exists() else None
+        models[name] = {
+            "score": scored,
+            "metric": metric_of(recipe.task) if scored is not None else None,
+            "parameters": plain[name].num_parameters(),
+            "latency_ms": round(latency[name], 3),
+        }
+        if task is not None and headed[name]:
+            predictions[name] = predict(Encoder.load(path, head="finetuned"), task.test, torch.device("cpu"))
+    for name in ("student", "control"):
+        if name in predictions and "teacher" in predictions and recipe.task.kind == "classification":
+            models[name]["agreement"] = float((predictions[name] == predictions["teacher"]).mean())
+    teacher, small = models["teacher"], models["student"]
+    return {
+        **models,
+        "retention": small["score"] / teacher["score"] if small["score"] and teacher["score"] else None,
+        "compression": teacher["parameters"] / small["parameters"],
+        "speedup": teacher["latency_ms"] / small["latency_ms"],
+        "stages": stages,
+        "rows": {name: len(getattr(task, name)) for name in SPLITS} if task else None,
+        "counts": {
+            "general": dict(inputs.corpus.counts) if inputs.corpus else None,
+            "task": {n: dict(getattr(task, n).counts) for n in SPLITS} if task else None,
+        },
+        "seed": recipe.seed,
+        "versions": {"fastdistill": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "datasets", "numpy")}
+        | {"python": platform.python_version()},
+        "recipe": dataclasses.asdict(recipe),
+    }
+
+
+def _export(stage: Path, to: Path, card: str) -> None:
+    """The plain Hugging Face folder: the last stage's, without what only fastdistill reads."""
+    shutil.copytree(
+        stage, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("objective.safetensors", "result.json")
+    )
+    (to / "README.md").write_text(card)
+
+
+def _row(name: str, values: dict[str, Any], teacher: dict[str, Any]) -> str:
+    scored = "-" if values["score"] is None else f"{100 * values['score']:.1f}"
+    return (
+        f"| {name} | {scored} | {values['parameters'] / 1e6:.1f}M | {values['latency_ms']:.1f} ms | "
+        f"{teacher['parameters'] / values['parameters']:.1f}x | {teacher['latency_ms'] / values['latency_ms']:.1f}x |"
+    )
+
+
+def table(report: Report) -> str:
+    """Teacher, student and control, as a Markdown table."""
+    metric = report["teacher"]["metric"] or "score"
+    lines = [
+        f"| | {metric} (%) | parameters | CPU latency | smaller | faster |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(_row(name, report[name], report["teacher"]) for name in ("teacher", "student", "control") if name in report),
+    ]
+    return "\n".join(lines)
+
+
+def summary(report: Report) -> str:
+    """The table, and how much of the teacher the student keeps."""
+    kept = (
+        ""
+        if report["retention"] is None
+        else f"\n\nThe student keeps {100 * report['retention']:.1f} % of its teacher's score"
+    )
+    agreement = report["student"].get("agreement")
+    return (
+        table(report)
+        + kept
+        + ("" if agreement is None else f" and agrees with it on {100 * agreement:.1f} % of the rows.")
+    )
+
+
+def to_markdown(report: Report) -> str:
+    """The report as a page."""
+    stages = [
+        "| stage | teacher | data | steps | tokens | seconds | tokens/s | score (%) | "
+        + "terms, first -> last logged interval |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for s in report["stages"]:
+        terms = ", ".join(f"{term} {first:.4g} -> {last:.4g}" for term, (first, last) in s["losses"].items())
+        scored = "-" if s["score"] is None else f"{100 * s['score']:.1f}" + ("" if s["head"] else " (probe)")
+        stages.append(
+            f"| {s['name']} | {s['teacher']} | {s['data']} | {s['steps']} | {s['tokens']:,} | {s['seconds']:.0f} | "
+            f"{s['tokens_per_second']:,.0f} | {scored} | {terms} |"
+        )
+    rows = report["rows"] or dict.fromkeys(SPLITS, 0)
+    return f"""# Distillation report
+
+{summary(report)}
+
+Scores are of {rows["test"]:,} held-out rows that no choice was made on; every choice was made on
+{rows["validation"]:,} validation rows. Latency is the median of a forward pass of 8 sequences of
+64 tokens in fp32 on this machine's CPU, the models taking turns. The control is the same student, from the same
+initial weights, trained on gold labels alone for as many steps as the stages on task data took.
+
+## Stages
+
+{chr(10).join(stages)}
+
+A probe is a linear model fitted to the [CLS] states of a student that has no head yet.
+
+![loss curves](losses.png)
+
+## Run
+
+Seed {report["seed"]}; {", ".join(f"{name} {number}" for name, number in report["versions"].items())}.
+What was read: {json.dumps(report["counts"])}.
+"""
+
+
+def model_card(report: Report) -> str:
+    """The README of the student folder."""
+    teacher, task = report["recipe"]["teacher"], report["recipe"]["task"]["path"]
+    return f"""---
+library_name: transformers
+tags: [distillation, fastdistill]
+---
+
+# Distilled student
+
+A student of `{teacher["finetuned"] or teacher["path"]}`, distilled with fastdistill
+{f"on `{task}`" if task else "on general text"} through the stages {", ".join(s["name"] for s in report["stages"])}.
+
+{summary(report)}
+
+Figures are of held-out rows; latency is of 8 sequences of 64 tokens in fp32 on the CPU of the machine that made it.
+"""
+
+
+def loss_curves(log: list[dict[str, Any]]) -> Figure:
+    """One panel for each stage: every term against the step, on a logarithmic scale."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for r in log:
+        if r["event"] == "step":
+            for term, value in r["losses"].items():
+                curves[r["stage"]][term].append((r["step"], value))
+    figure = Figure(figsize=(3.6 * max(1, len(curves)), 3.4), layout="constrained")
+    panels = figure.subplots(1, max(1, len(curves)), squeeze=False)[0]
+    for panel, (stage, terms) in zip(panels, curves.items(), strict=False):
+        for term, points in terms.items():
+            panel.plot(*zip(*points, strict=True), label=term, marker=".", markersize=3)
+        panel.set(title=stage, xlabel="step", yscale="log")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    panels[0].set_ylabel("loss term")
+    return figure

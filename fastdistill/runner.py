@@ -1,0 +1,226 @@
+"""START HERE: `run(recipe)` fine-tunes the teacher, distils stage by stage, trains the control and reports.
+
+inputs -> teacher -> initial student -> for each stage: train, evaluate, hand on through its folder -> control -> report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastdistill import report
+from fastdistill.checkpoint import Checkpoints, publish, weights
+from fastdistill.data.packing import Loader
+from fastdistill.evaluate import metric_of, predict, probe, score
+from fastdistill.inputs import Inputs, load_inputs
+from fastdistill.log import Log
+from fastdistill.loop import Runtime, train
+from fastdistill.losses.objective import Objective
+from fastdistill.models.encoder import Encoder, Head
+from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_map
+from fastdistill.models.pretrained import quiet
+from fastdistill.models.teacher import Live
+from fastdistill.recipe import Recipe, Stage
+from fastdistill.workspace import Workspace, check_workspace, open_workspace
+
+
+def run(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, from_stage: str | None = None
+) -> report.Report:
+    """Run `recipe` and return its report, which also lies in its output directory.
+
+    Args:
+        recipe: the whole run, as a value.
+        resume: continue the run that lies in the output directory; the outcome is the same to the bit.
+        overwrite: delete the run that lies in the output directory first.
+        from_stage: start at this stage, from the folder that the stage before it left in the output directory.
+
+    Raises:
+        ValueError: the recipe, the data or the models do not fit; raised before anything is trained or written.
+        FloatingPointError: a loss became NaN or infinite; the last good checkpoint is kept.
+        OSError: something could not be read or written; the last good checkpoint is kept.
+    """
+    quiet()
+    check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage)
+    runtime = Runtime.of(recipe)
+    inputs = load_inputs(recipe)
+    space = open_workspace(recipe, overwrite=overwrite, from_stage=from_stage)
+    with Log(space.log) as log:
+        runner = Runner(recipe, inputs, space, log, runtime)
+        runner.finetune_teacher()
+        folder = runner.make_initial_student()
+        for name, stage in recipe.stages.items():
+            if not stage.skip:
+                folder = runner.distil(name, stage, start=folder)
+        runner.train_control()
+        shutil.rmtree(space.checkpoints)
+        return report.write(recipe, inputs, space, log, student=folder)
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed of a stage: other stages do not move it, so that a stage run alone is the same stage."""
+    return zlib.crc32(f"{seed}/{name}".encode())
+
+
+@dataclass
+class Runner:
+    """The steps of a run; each leaves a folder and is passed over where that folder is there."""
+
+    recipe: Recipe
+    inputs: Inputs
+    space: Workspace
+    log: Log
+    runtime: Runtime
+
+    def finetune_teacher(self) -> None:
+        """Stage 0: the teacher learns the task, or shows that it already has."""
+        stage, task, folder = self.recipe.finetune, self.inputs.task, self.space.teacher
+        if folder.exists() or task is None:
+            return
+        if self.recipe.teacher.finetuned is not None:
+            teacher = Encoder.load(self.recipe.teacher.finetuned, head="finetuned").to(self.runtime.device)
+            self._publish(folder, None, None, {"name": "teacher", "score": self._score(teacher)})
+        elif not stage.skip:
+            torch.manual_seed(seed_of(self.recipe.seed, "finetune"))
+            teacher = Encoder.load(
+                self.recipe.teacher.path, head="fresh", num_labels=self.inputs.num_labels, id2label=self.inputs.id2label
+            )
+            self._train("finetune", stage, teacher, None, folder)
+
+    def make_initial_student(self) -> Path:
+        """The student before any training; the control starts from it too."""
+        folder = self.space.stage("init")
+        if not folder.exists():
+            self._publish(folder, self.inputs.student, None, {"name": "init"})
+        return folder
+
+    def distil(self, name: str, stage: Stage, start: Path) -> Path:
+        """One stage, from the student folder `start` to the folder it returns."""
+        folder = self.space.stage(name)
+        if not folder.exists():
+            torch.manual_seed(seed_of(self.recipe.seed, name))
+            student = self._load_student(start, stage)
+            path, head = self.inputs.teacher_path(stage, self.space.teacher)
+            teacher = Encoder.load(path, head=head) if path else None
+            self._train(name, stage, student, teacher, folder, start)
+        return folder
+
+    def train_control(self) -> None:
+        """The initial student on gold labels alone, for as many steps as the stages on task data took."""
+        stage, folder = self.recipe.control, self.space.control
+        steps = sum(r["steps"] for r in report.results(self.recipe, self.space) if r["data"] == "task")
+        if folder.exists() or stage.skip or self.inputs.task is None or not steps:
+            return
+        torch.manual_seed(seed_of(self.recipe.seed, "control"))
+        student = self._load_student(self.space.stage("init"), stage)
+        self._train("control", dataclasses.replace(stage, steps=steps, epochs=None), student, None, folder)
+
+    def _load_student(self, folder: Path, stage: Stage) -> Encoder:
+        task = self.inputs.task
+        if not (stage.losses.soft or stage.losses.hard):
+            return Encoder.load(folder)
+        assert task is not None, "label losses need a task; inputs are checked"
+        headed = json.loads((folder / "result.json").read_text()).get("head", False)
+        head: Head = "finetuned" if headed else "fresh"
+        return Encoder.load(folder, head=head, num_labels=self.inputs.num_labels, id2label=self.inputs.id2label)
+
+    def _train(
+        self,
+        name: str,
+        stage: Stage,
+        student: Encoder,
+        teacher: Encoder | None,
+        folder: Path,
+        start: Path | None = None,
+    ) -> None:
+        """Train one job and publish its folder: weights, tokenizer, projections, result."""
+        layers: LayerMap = ()
+        if teacher is not None:
+            layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
+            self.log.say(f"{name}: {format_layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)}")
+        regression = self.recipe.task.kind == "regression"
+        objective = Objective(stage.losses, layers, student, teacher, regression=regression)
+        if start is not None:
+            _take_projections(objective, start)
+        for module in (student, objective, teacher):
+            if module is not None:
+                module.to(self.runtime.device)
+        data = self.inputs.data(stage)
+        loader = Loader(data, stage.tokens_per_batch, seed=seed_of(self.recipe.seed, name))
+        steps = stage.steps or -(-loader.num_batches(stage.epochs or 1.0) // stage.gradient_accumulation_steps)
+        checkpoints = Checkpoints(self.space.checkpoints, name)
+        progress = train(
+            name, stage, student, Live(teacher) if teacher is not None else None, objective, loader, steps,
+            runtime=self.runtime, checkpoints=checkpoints, log=self.log,
+            validate=self._validate if student.has_head else None,
+        )  # fmt: skip
+        result = {
+            "name": name,
+            "teacher": stage.teacher,
+            "data": stage.data,
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 2),
+            "tokens_per_second": round(progress.tokens / progress.seconds, 1),
+            "losses": report.first_and_last(self.space.log, name),
+            "score": self._score(student),
+            "validation": progress.best_score,
+            "head": student.has_head,
+        }
+        self._publish(folder, student, objective, result)
+        checkpoints.clear()
+        scored = (
+            ""
+            if result["score"] is None
+            else f", {metric_of(self.recipe.task)} {result['score']:.4f}"
+            + ("" if student.has_head else " (linear probe)")
+        )
+        self.log.say(f"{name}: {progress.step} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s{scored}")
+
+    def _validate(self, encoder: Encoder) -> float:
+        task = self.inputs.task
+        assert task is not None
+        assert task.validation.labels is not None
+        predictions = predict(encoder, task.validation, self.runtime.device)
+        return score(metric_of(self.recipe.task), predictions, task.validation.labels)
+
+    def _score(self, encoder: Encoder) -> float | None:
+        """The task score on the held-out rows; by a linear probe where there is no head."""
+        task = self.inputs.task
+        if task is None:
+            return None
+        if encoder.has_head:
+            predictions = predict(encoder, task.test, self.runtime.device)
+        else:
+            predictions = probe(encoder, task.train, task.test, self.recipe.task, self.runtime.device)
+        assert task.test.labels is not None
+        return score(metric_of(self.recipe.task), predictions, task.test.labels)
+
+    def _publish(
+        self, folder: Path, encoder: Encoder | None, objective: Objective | None, result: dict[str, object]
+    ) -> None:
+        def write(to: Path) -> None:
+            if encoder is not None:
+                encoder.model.save_pretrained(to)
+                self.inputs.tokenizer.save_pretrained(to)
+            if objective is not None and weights(objective):
+                save_file(weights(objective), to / "objective.safetensors")
+            (to / "result.json").write_text(json.dumps(result, indent=1))
+
+        publish(folder, write)
+
+
+def _take_projections(objective: Objective, folder: Path) -> None:
+    """Go on with the projections of the stage before, where they fit."""
+    path = folder / "objective.safetensors"
+    if path.exists():
+        own = objective.state_dict()
+        fitting = {k: v for k, v in load_file(path).items() if k in own and own[k].shape == v.shape}
+        objective.load_state_dict(own | fitting)

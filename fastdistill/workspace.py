@@ -1,0 +1,110 @@
+"""The output directory of a run: what lies where, and when an existing one may be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from fastdistill.recipe import Recipe
+
+CONTENTS = (
+    "recipe.json", "log.jsonl", "teacher", "stages", "control", "checkpoints", "student",
+    "report.json", "report.md", "losses.png",
+)  # fmt: skip
+
+
+class Workspace:
+    """Names of everything under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.log = root / "log.jsonl"
+        self.teacher = root / "teacher"
+        self.control = root / "control"
+        self.student = root / "student"
+        self.checkpoints = root / "checkpoints"
+        self.recipe = root / "recipe.json"
+
+    def stage(self, name: str) -> Path:
+        return self.root / "stages" / name
+
+
+def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage: str | None) -> None:
+    """Refuse, before any work, an output directory that this run must not use; changes nothing.
+
+    Raises:
+        ValueError: the directory holds something and none of resume, overwrite, from_stage says what to do; it holds
+            another recipe's run; two of the three are given; the stage or the one before it is not there.
+        OSError: the directory cannot be written.
+    """
+    space = Workspace(Path(recipe.output_dir))
+    if resume + overwrite + (from_stage is not None) > 1:
+        raise ValueError("--resume, --overwrite and --from_stage exclude each other: give one")
+    parent = next(p for p in (space.root, *space.root.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise PermissionError(f"output_dir {space.root} cannot be written ({parent}): choose another --output_dir")
+    occupied = space.root.exists() and any(space.root.iterdir())
+    if occupied and not (resume or overwrite or from_stage):
+        raise ValueError(f"output_dir {space.root} is not empty: give --resume, --overwrite or another --output_dir")
+    if occupied and not space.recipe.exists():
+        raise ValueError(
+            f"output_dir {space.root} holds files that are not a run of fastdistill: choose another --output_dir"
+        )
+    if occupied and resume and (changed := _differences(json.loads(space.recipe.read_text()), _to_json(recipe))):
+        raise ValueError(
+            f"{space.root} was made with other values of {', '.join(changed)}: resume it with the same recipe, "
+            "or start again with --overwrite"
+        )
+    if from_stage is not None:
+        stages = [name for name, stage in recipe.stages.items() if not stage.skip]
+        if from_stage not in stages:
+            close = difflib.get_close_matches(from_stage, stages, n=1)
+            raise ValueError(
+                f"from_stage is {from_stage!r}, the stages of this recipe are {', '.join(stages)}"
+                + (f"; did you mean {close[0]}?" if close else "")
+            )
+        before = ["init", *stages][stages.index(from_stage)]
+        if not space.stage(before).exists():
+            raise FileNotFoundError(
+                f"stage {from_stage} starts from {space.stage(before)}, which does not exist: run {before} first"
+            )
+
+
+def open_workspace(recipe: Recipe, *, overwrite: bool, from_stage: str | None) -> Workspace:
+    """Make the output directory ready, after `check_workspace` passed: delete what this run makes again."""
+    space = Workspace(Path(recipe.output_dir))
+    if overwrite:
+        for name in CONTENTS:
+            _delete(space.root / name)
+    if from_stage is not None:
+        names = list(recipe.stages)
+        again = [space.stage(name) for name in names[names.index(from_stage) :]]
+        outcome = [space.root / name for name in CONTENTS[4:]]
+        for path in again + outcome:
+            _delete(path)
+    space.checkpoints.mkdir(parents=True, exist_ok=True)
+    temporary = space.recipe.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_to_json(recipe), indent=1))
+    temporary.replace(space.recipe)
+    return space
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _to_json(recipe: Recipe) -> dict[str, object]:
+    values: dict[str, object] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return values
+
+
+def _differences(old: object, new: object, name: str = "") -> list[str]:
+    """Dotted names of the values that differ, but for where the files lie."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{name}.{k}".lstrip("."))]
+    return [] if old == new or name in ("output_dir", "cache_dir") else [name.removeprefix("stages.")]

@@ -1,0 +1,48 @@
+"""The definition of `attention_kl`."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..packed import attention_scores, default_scale, num_rows, sequence_lengths
+from .relation_heads import split_heads
+
+
+def attention_kl(
+    a_s: Tensor,
+    b_s: Tensor,
+    a_t: Tensor,
+    b_t: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    num_relation_heads: int | None = None,
+    temperature: float = 1.0,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    normalize: str = "tokens",
+) -> Tensor:
+    """Mean KL divergence of the student's relation rows from the teacher's, the maps written out per sequence.
+
+    ``L = 1 / N * sum over b, h, i of sum over j of P_t (log P_t - log P_s)``,
+    ``P = softmax over j of (scale / temperature * a[b,h,i] . b[b,h,j])``,
+    ``N = heads * T``, or ``heads * B * max_seqlen`` if `normalize` is "padded".
+
+    Shapes: a_s, b_s ``(T, heads_s, d_s)``; a_t, b_t ``(T, heads_t, d_t)``; both sides are re-split into
+    ``(T, num_relation_heads, heads * d / num_relation_heads)`` first; result ``()``, float32 (float64 for float64).
+
+    Source: MiniLM (arXiv 2002.10957), sections 3.1 and 3.2: (q, k) and (v, v); MiniLMv2 (arXiv 2012.15828),
+    section 3.1: (q, q), (k, k) and (v, v) over relation heads.
+    """
+    a_s, b_s, a_t, b_t = (split_heads(x, num_relation_heads) for x in (a_s, b_s, a_t, b_t))
+    lengths = sequence_lengths(cu_seqlens, a_s.shape[0], max_seqlen)
+    scale_s, scale_t = default_scale(scale_s, a_s) / temperature, default_scale(scale_t, a_t) / temperature
+    total = a_s.new_zeros((), dtype=torch.promote_types(a_s.dtype, torch.float32))
+    for start, stop in pairwise(cu_seqlens.tolist()):
+        log_probs_s = attention_scores(a_s[start:stop], b_s[start:stop], scale_s).log_softmax(-1)
+        log_probs_t = attention_scores(a_t[start:stop], b_t[start:stop], scale_t).log_softmax(-1).detach()
+        total = total + (log_probs_t.exp() * (log_probs_t - log_probs_s)).sum()
+    return total / (a_s.shape[1] * num_rows(lengths, max_seqlen, normalize))

@@ -1,0 +1,53 @@
+"""`attention_score_mse`: the public function, its custom op and its tile."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..attention_op import attention_loss, define_attention_op
+from ..packed import num_pairs
+
+
+def attention_score_mse(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    normalize: str = "tokens",
+) -> Tensor:
+    """Mean squared difference of the raw attention scores of student and teacher, in O(T) memory.
+
+    ``mean over (b, h, i, j) of (scale_s q_s . k_s - scale_t q_t . k_t)^2``, before softmax.
+
+    Args:
+        q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64.
+        q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
+        cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
+        max_seqlen: the longest length.
+        scale_s, scale_t: factor of the scores; default ``1 / sqrt(head_dim)`` of its side.
+        normalize: "tokens" divides by the real entries, ``heads * sum n_b^2``; "padded" by
+            ``heads * B * max_seqlen^2``, the mean that TinyBERT's code takes over padded maps with masked entries at 0.
+
+    Returns:
+        ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
+
+    Raises:
+        ValueError: operands of different tokens, heads or dtypes, or a layout that does not fit them.
+
+    Source: TinyBERT (arXiv 1909.10351), equation 7.
+    """
+    return attention_loss(_OP, q_s, k_s, q_t, k_t, cu_seqlens, max_seqlen, scale_s, scale_t, normalize)
+
+
+def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
+    error = scores_s.sub_(scores_t)
+    loss = error.square().sum()
+    return loss, error.mul_(2) if with_grads else error
+
+
+_OP = define_attention_op("attention_score_mse", _tile, num_pairs)

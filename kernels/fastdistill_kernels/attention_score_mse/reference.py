@@ -1,0 +1,41 @@
+"""The definition of `attention_score_mse`."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..packed import attention_scores, default_scale, num_pairs, sequence_lengths
+
+
+def attention_score_mse(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    normalize: str = "tokens",
+) -> Tensor:
+    """Mean squared difference of raw attention scores, the maps written out one sequence at a time.
+
+    ``L = 1 / N * sum over b, h, i, j of (scale_s q_s[b,h,i] . k_s[b,h,j] - scale_t q_t[b,h,i] . k_t[b,h,j])^2``,
+    ``N = heads * sum_b n_b^2``, or ``heads * B * max_seqlen^2`` if `normalize` is "padded".
+
+    Shapes: q_s, k_s ``(T, heads, d_s)``; q_t, k_t ``(T, heads, d_t)``; result ``()``, float32 (float64 for float64).
+
+    Source: TinyBERT (arXiv 1909.10351), equation 7, on unnormalised scores; "padded" is its published code.
+    """
+    lengths = sequence_lengths(cu_seqlens, q_s.shape[0], max_seqlen)
+    scale_s, scale_t = default_scale(scale_s, q_s), default_scale(scale_t, q_t)
+    total = q_s.new_zeros((), dtype=torch.promote_types(q_s.dtype, torch.float32))
+    for start, stop in pairwise(cu_seqlens.tolist()):
+        scores_s = attention_scores(q_s[start:stop], k_s[start:stop], scale_s)
+        scores_t = attention_scores(q_t[start:stop], k_t[start:stop], scale_t).detach()
+        total = total + (scores_s - scores_t).square().sum()
+    return total / (q_s.shape[1] * num_pairs(lengths, max_seqlen, normalize))

@@ -1,0 +1,94 @@
+"""Attention losses in plain PyTorch and O(T) memory: exact, on any device, one bounded tile of scores at a time.
+
+A *run* is a stretch of neighbouring sequences of equal length; its maps, one per sequence and head, are one batched
+matrix product without padding. A run is cut into groups of maps, and a map too large for a tile into blocks of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+TILE_ELEMENTS = 1 << 18
+"""Most scores alive at once per side (one row at least): 1 MiB of float32, so that a tile stays in a core's cache."""
+
+Tile = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+"""``(scores_s, scores_t, with_grads) -> (sum of the tile's losses, d sum / d scores_s)``.
+
+Scores are ``(maps, rows, n)``, whole rows, and may be overwritten; without gradients the second value is not read.
+"""
+
+
+def tiled_mean(
+    tile: Tile,
+    a_s: Tensor,
+    b_s: Tensor,
+    a_t: Tensor,
+    b_t: Tensor,
+    lengths: list[int],
+    scale_s: float,
+    scale_t: float,
+    num_entries: int,
+    with_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of `tile` over all maps ``scale * a . b``, divided by `num_entries`, with its gradients.
+
+    Shapes:
+        a_s, b_s ``(T, heads, d_s)``; a_t, b_t ``(T, heads, d_t)``; `lengths` sum to T.
+
+    Returns:
+        loss ``()``, da_s and db_s ``(T, heads, d_s)``, float32 at least; da_s and db_s empty without `with_grads`.
+    """
+    da_s, db_s = empty_gradients(a_s, b_s, with_grads)
+    loss = da_s.new_zeros(())
+    stop = 0
+    with torch.autocast(a_s.device.type, enabled=False):
+        for n, count in ((n, len(list(run))) for n, run in groupby(lengths) if n > 0):
+            start, stop = stop, stop + n * count
+            run = (_by_sequence(x[start:stop], count) for x in (a_s, b_s, a_t, b_t))
+            q_s, k_s, q_t, k_t = (x.to(loss.dtype).flatten(0, 1) for x in run)
+            dq_s, dk_s = torch.zeros_like(q_s), torch.zeros_like(k_s)
+            for maps, rows in _tiles(len(q_s), n):
+                scores_s = _scores(q_s[maps, rows], k_s[maps], scale_s)
+                scores_t = _scores(q_t[maps, rows], k_t[maps], scale_t)
+                tile_loss, d_scores = tile(scores_s, scores_t, with_grads)
+                loss += tile_loss
+                if with_grads:
+                    dq_s[maps, rows].baddbmm_(d_scores, k_s[maps], alpha=scale_s / num_entries)
+                    dk_s[maps].baddbmm_(d_scores.mT, q_s[maps, rows], alpha=scale_s / num_entries)
+            if with_grads:
+                for packed, by_map in ((da_s, dq_s), (db_s, dk_s)):
+                    _by_sequence(packed[start:stop], count).copy_(by_map.view(count, -1, *by_map.shape[1:]))
+    return loss / num_entries, da_s, db_s
+
+
+def empty_gradients(a_s: Tensor, b_s: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
+    """Room for da_s and db_s, of no elements where no gradient is wanted.
+
+    They are float32 at least: in float16 a gradient would vanish before the loss scale reaches it.
+    """
+    dtype = torch.promote_types(a_s.dtype, torch.float32)
+    shape = a_s.shape if with_grads else torch.Size([0])
+    return a_s.new_empty(shape, dtype=dtype), b_s.new_empty(shape, dtype=dtype)
+
+
+def _by_sequence(packed: Tensor, count: int) -> Tensor:
+    """View `count` sequences of one length n: ``(count * n, heads, d)`` -> ``(count, heads, n, d)``."""
+    return packed.view(count, -1, *packed.shape[1:]).transpose(1, 2)
+
+
+def _tiles(num_maps: int, n: int) -> Iterator[tuple[slice, slice]]:
+    """Cut ``(num_maps, n, n)`` scores into tiles of at most `TILE_ELEMENTS`: several maps, or some rows of one."""
+    maps_per_tile = max(1, TILE_ELEMENTS // n**2)
+    rows_per_tile = max(1, TILE_ELEMENTS // n)
+    for m in range(0, num_maps, maps_per_tile):
+        for i in range(0, n, rows_per_tile):
+            yield slice(m, m + maps_per_tile), slice(i, i + rows_per_tile)
+
+
+def _scores(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """``scale * a . b`` in one product: ``(maps, rows, d)`` and ``(maps, n, d)`` -> ``(maps, rows, n)``."""
+    return torch.baddbmm(a.new_empty(()), a, b.mT, beta=0, alpha=scale)

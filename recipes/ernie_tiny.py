@@ -1,0 +1,27 @@
+"""ERNIE-Tiny: distil a teacher in four stages, changing one of {teacher, data, objective} at a time.
+
+    python -m recipes.ernie_tiny --teacher.path bert-base-uncased --student.preset tinybert4 \
+        --general.path "wiki/*.txt" --task.path nyu-mll/glue --task.name sst2 --task.text sentence --output_dir out
+
+finetune  the teacher learns the task (left out when --teacher.finetuned names one that has)
+gd        general distillation: pretrained teacher, general text, latent losses
+ged       general-enhanced distillation: fine-tuned teacher
+tad       task-adaptive distillation: task text
+tsd       task-specific distillation: latent losses, soft labels and hard labels
+control   the same student on gold labels alone
+"""
+
+from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher, main
+
+RECIPE = Recipe(
+    teacher=Teacher(),
+    student=Student(preset="tinybert4"),
+    general=Corpus(),
+    task=Task(),
+    finetune=FINETUNE,
+    stages=ERNIE_TINY,
+    control=CONTROL,
+)
+
+if __name__ == "__main__":
+    main(RECIPE, prog="recipes.ernie_tiny", description=__doc__)

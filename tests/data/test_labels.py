@@ -1,0 +1,82 @@
+"""Labels: names, positions and numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastdistill.data.labels import class_indices, distinct_names, is_hidden, regression_targets
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["pos", "neg", "pos"], ("neg", "pos")),
+        ([1, 0, 1], ("0", "1")),
+        ([10, 9, 1], ("1", "9", "10")),
+        (["10", "9", "1"], ("1", "9", "10")),
+        ([1.0, 0.0], ("0", "1")),
+        ([True, False], ("False", "True")),
+        (["10", "9", "x"], ("10", "9", "x")),
+    ],
+)
+def test_distinct_names(labels: list[Any], names: tuple[str, ...]) -> None:
+    assert distinct_names(labels) == names
+    assert class_indices(labels, names, "f").tolist() == [names.index(str(n).removesuffix(".0")) for n in labels]
+
+
+@pytest.mark.parametrize("labels", [["neg", "pos", "neg"], [0, 1, 0], ["0", "1", "0"], [0.0, 1.0, 0.0], ["neg", 1, 0]])
+def test_names_and_positions_are_both_understood(labels: list[Any]) -> None:
+    indices = class_indices(labels, ("neg", "pos"), "f")
+    assert indices.tolist() == [0, 1, 0]
+    assert indices.dtype == np.int64
+
+
+@pytest.mark.parametrize("label", [None, "", math.nan, 0.5, "2.75"])
+def test_a_label_that_names_no_class_is_reported(label: Any) -> None:
+    names = distinct_names(["1", "0", label])
+    assert names == ("0", "1")
+    with pytest.raises(ValueError, match=rf"row 3: label {label!r} is none of .* set task.kind to regression"):
+        class_indices(["1", "0", label], names, "f")
+
+
+def test_a_missing_label_is_not_the_class_none() -> None:
+    with pytest.raises(ValueError, match="row 1: label None is none of the 2 classes"):
+        class_indices([None], ("None", "Some"), "f")
+
+
+def test_numbers_that_are_names_are_not_positions() -> None:
+    assert class_indices([1, 5], ("1", "5"), "f").tolist() == [0, 1]
+    with pytest.raises(ValueError, match="row 1: label 0 is none of the 2 classes"):
+        class_indices([0], ("1", "5"), "f")
+
+
+@pytest.mark.parametrize("label", [2, -1, "neutral", None, "", 0.5, math.nan])
+def test_a_label_outside_the_names_is_named(label: Any) -> None:
+    with pytest.raises(ValueError, match=rf"train\.csv, row 3: label {label!r} is none of the 2 classes \(neg, pos\)"):
+        class_indices(["neg", "pos", label], ("neg", "pos"), "train.csv")
+
+
+def test_long_lists_of_names_are_shortened() -> None:
+    with pytest.raises(ValueError, match=r"none of the 77 classes \(c0, .*, c9 and 67 more\)"):
+        class_indices(["x"], [f"c{i}" for i in range(77)], "f")
+
+
+def test_targets() -> None:
+    targets = regression_targets([1, 2.5, "3.5"], "f")
+    assert targets.tolist() == [1, 2.5, 3.5]
+    assert targets.dtype == np.float32
+
+
+@pytest.mark.parametrize("label", [math.nan, "nan", math.inf, None, "", "good", [1]])
+def test_a_target_that_is_no_number_is_named(label: Any) -> None:
+    with pytest.raises(ValueError, match=r"f\.csv, row 2: label .* is not a finite number"):
+        regression_targets([1.0, label], "f.csv")
+
+
+def test_hidden_labels() -> None:
+    assert [is_hidden(label) for label in (-1, "-1", -1.0, None, "")] == [True] * 5
+    assert not any(is_hidden(label) for label in (0, 1, "0", "neg", 0.5))

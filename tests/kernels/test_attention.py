@@ -1,0 +1,196 @@
+"""What holds for every loss over attention maps: layouts, tiles, memory, registration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients
+from torch import Tensor
+
+from fastdistill_kernels import tiled
+from fastdistill_kernels.spec import Shape, Spec
+from fastdistill_kernels.specs import ATTENTION_SPECS
+
+RAGGED = Shape((2, 7, 7, 7, 12), heads=3, head_dim_s=8, head_dim_t=16)
+
+each_spec = pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
+
+
+def operands(inputs: dict[str, Any]) -> list[Tensor]:
+    """a_s, b_s, a_t, b_t, whatever the op calls them."""
+    return list(inputs.values())[:4]
+
+
+@each_spec
+def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
+    inputs = spec.inputs(RAGGED)
+    order = (3, 0, 4, 1, 2)
+    parts = {k: v.split(RAGGED.lengths) for k, v in inputs.items() if k not in ("cu_seqlens", "max_seqlen")}
+    shuffled = Shape(tuple(RAGGED.lengths[b] for b in order), RAGGED.heads).layout(torch.device("cpu"))
+    shuffled |= {k: torch.cat([v[b] for b in order]) for k, v in parts.items()}
+    actual, expected = (loss_and_gradients(spec.op, i, spec.differentiable) for i in (shuffled, inputs))
+    for name in spec.differentiable:
+        expected[name] = torch.cat([expected[name].split(RAGGED.lengths)[b] for b in order])
+    torch.testing.assert_close(actual, expected)
+
+
+@each_spec
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_views_of_a_fused_projection(spec: Spec, dtype: torch.dtype) -> None:
+    """q, k, v as slices of one (T, 3, heads, d) tensor, and as (heads, T, d) seen through a transpose."""
+    inputs = spec.inputs(RAGGED, dtype)
+    a_s, b_s, a_t, b_t = operands(inputs)
+    fused = torch.stack([a_s, b_s, b_s], dim=1).unbind(1)[:2]
+    transposed = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (a_t, b_t))
+    views = {**inputs, **dict(zip(inputs, (*fused, *transposed), strict=False))}
+    assert not any(x.is_contiguous() for x in operands(views))
+    actual, expected = (loss_and_gradients(spec.op, i, spec.differentiable) for i in (views, inputs))
+    torch.testing.assert_close(actual, expected)
+    assert_parity(spec, views, dtype)
+
+
+@each_spec
+def test_gradients_reach_both_uses_of_one_tensor(spec: Spec) -> None:
+    """The value relation passes v twice: its gradient is the sum of both."""
+    inputs = spec.inputs(RAGGED)
+    v_s, _, v_t, *_ = inputs
+
+    def relation(function: Any, values: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss of v_s . v_s against v_t . v_t."""
+
+        def loss(cu_seqlens: Tensor, max_seqlen: int, **v: Tensor) -> Tensor:
+            return function(v[v_s], v[v_s], v[v_t], v[v_t], cu_seqlens, max_seqlen)
+
+        return loss_and_gradients(loss, values, (v_s,))
+
+    actual, expected = relation(spec.op, inputs), relation(spec.reference, in_double(inputs))
+    torch.testing.assert_close(actual, expected, check_dtype=False, rtol=1e-4, atol=1e-7)
+
+
+@each_spec
+@pytest.mark.parametrize("only", [0, 1])
+def test_gradient_of_one_operand_alone(spec: Spec, only: int) -> None:
+    inputs, name = spec.inputs(RAGGED), spec.differentiable[only]
+    both = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    alone = loss_and_gradients(spec.op, inputs, (name,))
+    torch.testing.assert_close(alone, {"loss": both["loss"], name: both[name]}, rtol=0, atol=0)
+
+
+@each_spec
+@pytest.mark.parametrize("elements", [1, 13, 24, 50, 3 * 49 + 1])
+def test_tile_boundaries(spec: Spec, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one row per tile over ragged last blocks to several maps per tile: always the same loss."""
+    inputs = in_double(spec.inputs(RAGGED))
+    expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    shapes = []
+
+    def watch(*arguments: Any) -> list[tuple[slice, slice]]:
+        shapes.extend(cut := list(cut_into_tiles(*arguments)))
+        return cut
+
+    cut_into_tiles = tiled._tiles
+    monkeypatch.setattr(tiled, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(tiled, "_tiles", watch)
+    actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    assert len(shapes) > 3  # one tile per run of equal lengths would be 3
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_memory_grows_with_tokens_not_with_maps() -> None:
+    """A process's own high-water mark, in a process of its own: 8192 tokens, whose map takes 256 MiB."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), "8192", "2048"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    of_op, of_reference = (int(line) for line in result.stdout.split())
+    assert of_op < 8192 * 8192 * 4 / 8
+    assert of_reference > 2 * 2048 * 2048 * 4  # the measurement does see maps where there are some
+
+
+@each_spec
+@pytest.mark.parametrize("with_grads", [True, False])
+def test_registration(spec: Spec, with_grads: bool) -> None:
+    tensors = operands(spec.inputs(RAGGED))
+    for tensor in tensors[:2]:
+        tensor.requires_grad_(with_grads)
+    cu_seqlens, max_seqlen = RAGGED.layout(torch.device("cpu")).values()
+    op = getattr(torch.ops.fastdistill, spec.name).default
+    arguments = (*tensors, cu_seqlens, max_seqlen, 0.3, 0.2, "tokens", with_grads)
+    torch.library.opcheck(op, arguments)
+    assert [output.requires_grad for output in op(*arguments)] == [with_grads, False, False]
+
+
+@each_spec
+def test_no_gradient_is_made_when_none_is_wanted(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = spec.inputs(RAGGED)
+    wanted = []
+
+    def watch(a_s: Tensor, b_s: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
+        wanted.append(with_grads)
+        return empty_gradients(a_s, b_s, with_grads)
+
+    empty_gradients = tiled.empty_gradients
+    monkeypatch.setattr(tiled, "empty_gradients", watch)
+    spec.op(**inputs)
+    operands(inputs)[1].requires_grad_()
+    spec.op(**inputs)
+    with torch.no_grad():
+        spec.op(**inputs)
+    assert wanted == [False, True, False]
+
+
+@each_spec
+def test_autocast_does_not_lower_the_arithmetic(spec: Spec) -> None:
+    inputs = spec.inputs(RAGGED)
+    expected, definition = loss_and_gradients(spec.op, inputs, spec.differentiable), spec.reference(**inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        torch.testing.assert_close(spec.reference(**inputs), definition, rtol=0, atol=0)
+
+
+@each_spec
+def test_second_derivative_is_refused(spec: Spec) -> None:
+    """The saved gradients are constants to autograd, so a second derivative would silently lack a term."""
+    inputs = spec.inputs(RAGGED)
+    leaf = operands(inputs)[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(spec.op(**inputs).square(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@each_spec
+def test_empty_sequences_among_others_change_nothing(spec: Spec) -> None:
+    inputs = spec.inputs(RAGGED)
+    with_gaps = {**inputs, **Shape((0, 2, 7, 0, 7, 7, 12, 0)).layout(torch.device("cpu"))}
+    actual, expected = (loss_and_gradients(spec.op, i, spec.differentiable) for i in (with_gaps, inputs))
+    torch.testing.assert_close(actual["loss"], expected["loss"])
+    torch.testing.assert_close(actual, loss_and_gradients(spec.reference, with_gaps, spec.differentiable))
+
+
+@each_spec
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalize": "mean"}, "normalize='mean'"),
+        ({"cu_seqlens": torch.tensor([0, 35])}, "torch.int64"),
+        ({"cu_seqlens": torch.tensor([0, 34], dtype=torch.int32)}, "number of tokens, 35"),
+        ({"cu_seqlens": torch.tensor([0, 36, 35], dtype=torch.int32)}, "must rise"),
+        ({"max_seqlen": 11}, "longest sequence has 12 tokens"),
+        ({"max_seqlen": -1}, "max_seqlen=-1"),
+        ({0: torch.zeros(35, 3, 9)}, r"student operands are \(35, 3, 9\)"),
+        ({1: torch.zeros(35, 3, 8, dtype=torch.bfloat16)}, "torch.bfloat16"),
+        ({2: torch.zeros(34, 3, 16), 3: torch.zeros(34, 3, 16)}, "teacher 34"),
+        ({2: torch.zeros(35, 4, 16), 3: torch.zeros(35, 4, 16)}, "student has 3 heads, teacher 4.*num_relation_heads"),
+    ],
+)
+def test_errors_name_the_value(spec: Spec, change: dict[Any, Any], message: str) -> None:
+    inputs = spec.inputs(RAGGED)
+    names = list(inputs)
+    with pytest.raises(ValueError, match=message):
+        spec.op(**{**inputs, **{names[k] if isinstance(k, int) else k: v for k, v in change.items()}})

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from padded import padded_scores
+
+from fastdistill_kernels import attention_score_mse
+from fastdistill_kernels.attention_score_mse.reference import attention_score_mse as reference
+from fastdistill_kernels.attention_score_mse.spec import SPEC
+from fastdistill_kernels.spec import Shape
+
+LENGTHS = (2, 5, 5, 9)
+both = pytest.mark.parametrize("function", [attention_score_mse, reference], ids=["op", "reference"])
+
+
+@both
+def test_by_hand(function: Callable[..., Any]) -> None:
+    """Two tokens, one head of size 1 and 4: scores 1, 2, 2, 4 against 1, 1, 1, 1."""
+    q_s = torch.tensor([1.0, 2.0]).view(2, 1, 1)
+    q_t = torch.full((2, 1, 4), 0.5**0.5)
+    cu_seqlens = torch.tensor([0, 2], dtype=torch.int32)
+    loss = function(q_s, q_s, q_t, q_t, cu_seqlens, 2)
+    torch.testing.assert_close(loss, torch.tensor((0.0 + 1 + 1 + 9) / 4))
+    loss = function(q_s, q_s, q_t, q_t, cu_seqlens, 2, scale_s=2.0, scale_t=0.0)
+    torch.testing.assert_close(loss, torch.tensor((4.0 + 16 + 16 + 64) / 4))
+
+
+@both
+def test_padded_is_the_mean_that_tinybert_publishes(function: Callable[..., Any]) -> None:
+    """Its code sets masked scores to 0 on both sides and averages over the padded map; here pad queries are 0 too."""
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16))
+    scores_s = padded_scores(inputs["q_s"], inputs["k_s"], LENGTHS)
+    scores_t = padded_scores(inputs["q_t"], inputs["k_t"], LENGTHS)
+    scores_s, scores_t = (torch.where(scores <= -1e2, 0.0, scores) for scores in (scores_s, scores_t))
+    torch.testing.assert_close(function(**inputs, normalize="padded"), F.mse_loss(scores_s, scores_t))
+
+
+@both
+def test_tokens_is_the_mean_over_real_entries(function: Callable[..., Any]) -> None:
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16))
+    scores_s = padded_scores(inputs["q_s"], inputs["k_s"], LENGTHS)
+    scores_t = padded_scores(inputs["q_t"], inputs["k_t"], LENGTHS)
+    entries = [(s[:, :n, :n] - t[:, :n, :n]).square() for s, t, n in zip(scores_s, scores_t, LENGTHS, strict=True)]
+    torch.testing.assert_close(function(**inputs), torch.cat([entry.flatten() for entry in entries]).mean())
+
+
+def test_float16_gradients_keep_what_the_loss_scale_saves() -> None:
+    """A gradient below float16's range survives in the op and comes out whole once it is scaled."""
+    inputs = SPEC.inputs(Shape((60,) * 8, heads=2, head_dim_s=8, head_dim_t=8), torch.float16)
+    inputs |= {name: inputs[name] * 0.05 for name in ("q_s", "k_s", "q_t", "k_t")}
+    q_s = inputs["q_s"].requires_grad_()
+    (attention_score_mse(**inputs) * 2.0**16).backward()
+    assert (q_s.grad != 0).float().mean() > 0.99

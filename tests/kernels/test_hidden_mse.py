@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from parity import loss_and_gradients
+from torch.nn.utils.rnn import pad_sequence
+
+from fastdistill_kernels import hidden_mse
+from fastdistill_kernels.hidden_mse.reference import hidden_mse as reference
+from fastdistill_kernels.hidden_mse.spec import SPEC
+from fastdistill_kernels.spec import Shape
+
+LENGTHS = (2, 5, 5, 9)
+SHAPE = Shape(LENGTHS, heads=2, head_dim_s=4, head_dim_t=8, layers=3)
+both = pytest.mark.parametrize("function", [hidden_mse, reference], ids=["op", "reference"])
+
+
+@both
+def test_by_hand(function: Callable[..., Any]) -> None:
+    """One token: (1, 2) W^T + b = (3, 4) against (1, 1)."""
+    weight, bias = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([0.0, 2.0])
+    h_s, h_t = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]])
+    torch.testing.assert_close(function(h_s, h_t, weight, bias), torch.tensor((4.0 + 9.0) / 2))
+    torch.testing.assert_close(function(h_s, h_t, weight), torch.tensor((4.0 + 1.0) / 2))
+    torch.testing.assert_close(function(h_s, h_t), torch.tensor((0.0 + 1.0) / 2))
+
+
+@both
+def test_stacked_layers_are_the_mean_of_layers(function: Callable[..., Any]) -> None:
+    inputs = SPEC.inputs(SHAPE)
+    projection = inputs["weight"], inputs["bias"]
+    layers = [function(h_s, h_t, *projection) for h_s, h_t in zip(inputs["h_s"], inputs["h_t"], strict=True)]
+    torch.testing.assert_close(function(**inputs), torch.stack(layers).mean())
+
+
+@both
+def test_padded_is_the_mean_over_padded_states(function: Callable[..., Any]) -> None:
+    inputs = SPEC.inputs(SHAPE)
+    projected = F.linear(inputs["h_s"], inputs["weight"], inputs["bias"])
+    padded_s, padded_t = (pad_sequence(h.transpose(0, 1).split(LENGTHS)) for h in (projected, inputs["h_t"]))
+    actual = function(**inputs, **SHAPE.layout(torch.device("cpu")), normalize="padded")
+    torch.testing.assert_close(actual, F.mse_loss(padded_s, padded_t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_projects_in_its_dtype_and_compares_in_float32(dtype: torch.dtype) -> None:
+    """States that differ by less than bfloat16 can resolve: the loss must not be rounded to it."""
+    h_t = torch.full((64, 8), 100.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = hidden_mse((h_t + 0.5).to(dtype), h_t + 0.25)
+        projected = hidden_mse(h_t.to(dtype), h_t + 0.25, torch.eye(8))
+    assert loss.dtype == projected.dtype == torch.float32
+    assert loss == 0.25**2
+    assert projected == 0.25**2
+
+
+def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
+    inputs = SPEC.inputs(SHAPE, torch.bfloat16)
+    inputs |= {name: inputs[name].float() for name in ("weight", "bias")}
+    actual, expected = (loss_and_gradients(f, inputs, SPEC.differentiable) for f in (hidden_mse, reference))
+    torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.002)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"h_t": torch.zeros(3, 20, 16)}, r"\(3, 21, 8\) and \(3, 20, 16\)"),
+        ({"h_s": torch.zeros(8), "h_t": torch.zeros(16)}, r"states are \(8,\)"),
+        ({"weight": None, "bias": None}, r"student size 8, teacher size 16: pass weight \(16, 8\)"),
+        ({"weight": torch.zeros(8, 16)}, r"weight is \(8, 16\)"),
+        ({"bias": torch.zeros(8)}, r"bias is \(8,\)"),
+        ({"h_t": torch.zeros(3, 21, 8), "weight": None}, "pass weight"),
+        ({"normalize": "padded"}, "pass cu_seqlens and max_seqlen"),
+        ({"normalize": "sum"}, "normalize='sum'"),
+    ],
+)
+def test_errors_name_the_value(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hidden_mse(**{**SPEC.inputs(SHAPE), **change})

@@ -1,0 +1,143 @@
+"""What holds for every op: agreement with its reference in every dtype, in any shape, and a rule that can say no."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import eager
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity import HALF_AND_SINGLE, assert_parity, assert_within_twice_eager, in_double, loss_and_gradients
+from torch import Tensor
+
+from fastdistill_kernels.spec import Shape, Spec
+from fastdistill_kernels.specs import SPECS
+
+RAGGED = Shape((1, 2, 2, 5, 5, 5, 17, 33), heads=3, head_dim_s=26, head_dim_t=64, layers=2, classes=7)
+SMALL = Shape((3, 3, 1, 2), heads=2, head_dim_s=3, head_dim_t=5, layers=2, classes=3)
+HEAD_DIMS = (8, 16, 24, 26, 32, 48, 64)
+
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+each_dtype = pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+
+
+@each_spec
+@each_dtype
+def test_op_errs_at_most_twice_as_much_as_eager(spec: Spec, dtype: torch.dtype) -> None:
+    assert_parity(spec, spec.inputs(RAGGED, dtype), dtype)
+
+
+@each_spec
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(
+    shape=st.builds(
+        Shape,
+        lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6).map(tuple),
+        heads=st.integers(1, 12),
+        head_dim_s=st.sampled_from(HEAD_DIMS),
+        head_dim_t=st.sampled_from(HEAD_DIMS),
+        layers=st.integers(1, 3),
+        classes=st.integers(2, 40),
+    ),
+    dtype=st.sampled_from(HALF_AND_SINGLE),
+    seed=st.integers(0, 1000),
+)
+def test_parity_in_any_shape(spec: Spec, shape: Shape, dtype: torch.dtype, seed: int) -> None:
+    assert_parity(spec, spec.inputs(shape, dtype, seed=seed), dtype)
+
+
+@each_spec
+@each_dtype
+@pytest.mark.parametrize("corrupt", [torch.zeros_like, torch.neg, lambda x: 1.02 * x], ids=["zero", "sign", "2%"])
+def test_rule_refuses_a_wrong_gradient(spec: Spec, dtype: torch.dtype, corrupt: Callable[[Tensor], Tensor]) -> None:
+    inputs = spec.inputs(RAGGED, dtype)
+    in_eager = loss_and_gradients(getattr(eager, spec.name), inputs, spec.differentiable)
+    truth = loss_and_gradients(spec.reference, in_double(inputs), spec.differentiable)
+    actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    for name in spec.differentiable:
+        with pytest.raises(AssertionError, match=name):
+            assert_within_twice_eager({**actual, name: corrupt(actual[name])}, in_eager, truth, spec.tolerance[dtype])
+
+
+@each_spec
+def test_reference_gradient_is_its_derivative(spec: Spec) -> None:
+    inputs = in_double(spec.inputs(SMALL))
+    leaves = [inputs[name].requires_grad_() for name in spec.differentiable]
+
+    def loss(*values: Tensor) -> Tensor:
+        return spec.reference(**{**inputs, **dict(zip(spec.differentiable, values, strict=True))})
+
+    assert torch.autograd.gradcheck(loss, leaves)
+
+
+@each_spec
+def test_float64_op_is_its_reference(spec: Spec) -> None:
+    inputs = in_double(spec.inputs(RAGGED))
+    actual, expected = (loss_and_gradients(f, inputs, spec.differentiable) for f in (spec.op, spec.reference))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+@each_spec
+@each_dtype
+def test_two_runs_are_bitwise_equal(spec: Spec, dtype: torch.dtype) -> None:
+    inputs = spec.inputs(RAGGED, dtype)
+    first, second = (loss_and_gradients(spec.op, inputs, spec.differentiable) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@each_spec
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_values_stay_finite(spec: Spec, dtype: torch.dtype) -> None:
+    inputs = spec.inputs(RAGGED, dtype)
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            inputs[name] = torch.full_like(value, 1e4).copysign(value)
+    for value in loss_and_gradients(spec.op, inputs, spec.differentiable).values():
+        assert value.isfinite().all()
+
+
+@each_spec
+def test_one_token_and_no_token(spec: Spec) -> None:
+    assert_parity(spec, spec.inputs(Shape((1,))), torch.float32)
+    empty = loss_and_gradients(spec.op, spec.inputs(Shape(())), spec.differentiable)
+    for name, value in empty.items():
+        assert not value.any(), name  # false for NaN as well as for any value but 0
+
+
+@each_spec
+def test_teacher_receives_no_gradient(spec: Spec) -> None:
+    inputs = spec.inputs(SMALL)
+    for value in inputs.values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value.requires_grad_()
+    output = spec.op(**inputs)
+    (sum(output) if isinstance(output, tuple) else output).backward()
+    received = {name for name, value in inputs.items() if isinstance(value, Tensor) and value.grad is not None}
+    assert received == set(spec.differentiable)
+
+
+@each_spec
+def test_compiles_as_one_graph(spec: Spec) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(spec.op, fullgraph=True, backend="aot_eager")
+    for lengths in ((3, 3, 7), (2, 5, 9, 9), (4,)):
+        inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=8, head_dim_t=16))
+        actual, expected = (loss_and_gradients(f, inputs, spec.differentiable) for f in (compiled, spec.op))
+        torch.testing.assert_close(actual, expected)
+
+
+@each_spec
+def test_never_waits_for_a_value(spec: Spec) -> None:
+    """Meta tensors hold no values: what runs on them, forward and backward, never makes the host wait for a device."""
+    inputs = spec.inputs(RAGGED, torch.bfloat16, device="meta")
+    assert all(value.is_meta for value in loss_and_gradients(spec.op, inputs, spec.differentiable).values())
+
+
+@each_spec
+def test_bytes_and_flops_grow_with_the_batch(spec: Spec) -> None:
+    once, twice = Shape((4, 6)), Shape((4, 6, 4, 6))
+    assert 0 < spec.flops(once) * 2 == spec.flops(twice)
+    assert 0 < spec.bytes_moved(once, torch.bfloat16) * 2 == spec.bytes_moved(once, torch.float32)
+    assert spec.bytes_moved(once, torch.float32) < spec.bytes_moved(twice, torch.float32)

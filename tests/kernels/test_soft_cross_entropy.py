@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from parity import loss_and_gradients
+
+from fastdistill_kernels import soft_cross_entropy
+from fastdistill_kernels.soft_cross_entropy.reference import soft_cross_entropy as reference
+
+both = pytest.mark.parametrize("function", [soft_cross_entropy, reference], ids=["op", "reference"])
+
+
+@both
+def test_by_hand(function: Callable[..., Any]) -> None:
+    """Teacher (1/4, 3/4) at temperature 2, student (1/2, 1/2)."""
+    student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, 2 * math.log(3)]])
+    soft, hard = function(student, teacher, temperature=2.0)
+    torch.testing.assert_close(soft, torch.tensor(math.log(2)))
+    assert hard == 0
+    soft, hard = function(student, teacher, torch.tensor([1]), temperature=2.0, scale_by_temperature_squared=True)
+    torch.testing.assert_close(soft, torch.tensor(4 * math.log(2)))
+    torch.testing.assert_close(hard, torch.tensor(math.log(2)))
+    soft, _ = function(student, teacher, temperature=2.0, form="kl")
+    torch.testing.assert_close(soft, torch.tensor(0.25 * math.log(0.5) + 0.75 * math.log(1.5)))
+
+
+@both
+@pytest.mark.parametrize("form", ["ce", "kl"])
+@pytest.mark.parametrize("squared", [True, False])
+def test_is_torch_on_the_rows_that_count(function: Callable[..., Any], form: str, squared: bool) -> None:
+    student, teacher = torch.randn(2, 4, 5, 7)
+    labels = torch.randint(7, (4, 5))
+    labels[1, 2:] = labels[3] = -1
+    rows = student[labels != -1], teacher[labels != -1]
+    log_p_s, log_p_t = ((z / 3).log_softmax(-1) for z in rows)
+    if form == "ce":
+        expected = F.cross_entropy(rows[0] / 3, log_p_t.exp())
+    else:
+        expected = F.kl_div(log_p_s, log_p_t, log_target=True, reduction="batchmean")
+    options: dict[str, Any] = {"temperature": 3.0, "form": form, "scale_by_temperature_squared": squared}
+    soft, hard = function(student, teacher, labels, **options, ignore_index=-1)
+    torch.testing.assert_close(soft, expected * (9 if squared else 1))
+    torch.testing.assert_close(hard, F.cross_entropy(rows[0], labels[labels != -1]))
+
+
+def test_forms_have_one_gradient() -> None:
+    inputs = {"student_logits": torch.randn(6, 5), "teacher_logits": torch.randn(6, 5)}
+    ce, kl = (
+        loss_and_gradients(
+            lambda form=form, **logits: soft_cross_entropy(**logits, form=form), inputs, tuple(inputs)[:1]
+        )
+        for form in ("ce", "kl")
+    )
+    assert ce["loss"] > kl["loss"]
+    torch.testing.assert_close(ce["student_logits"], kl["student_logits"])
+
+
+@both
+def test_no_row_that_counts_is_zero(function: Callable[..., Any]) -> None:
+    student = torch.randn(3, 4, requires_grad=True)
+    soft, hard = function(student, torch.randn(3, 4), torch.full((3,), -100))
+    (soft + hard).backward()
+    assert soft == hard == 0
+    assert not student.grad.any()
+
+
+def test_ignored_rows_may_hold_anything() -> None:
+    student, teacher, labels = torch.randn(3, 4), torch.randn(3, 4), torch.tensor([1, -100, 2])
+    expected = soft_cross_entropy(student, teacher, labels)
+    teacher[1] = math.nan
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, labels), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher_logits": torch.zeros(3, 5)}, r"\(3, 4\) and \(3, 5\).*same classes"),
+        ({"student_logits": torch.zeros(4), "teacher_logits": torch.zeros(4)}, r"\(4,\)"),
+        ({"labels": torch.zeros(4, dtype=torch.int64)}, r"labels are \(4,\): must be \(3,\)"),
+        ({"form": "mse"}, "form='mse'"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+    ],
+)
+def test_errors_name_the_value(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        soft_cross_entropy(**{"student_logits": torch.zeros(3, 4), "teacher_logits": torch.zeros(3, 4), **change})

@@ -1,0 +1,44 @@
+"""Run the miniature job and kill -9 the process at a chosen moment: python -m tests.killed_run WORLD OUT MOMENT COUNT.
+
+Moments: step (before the COUNT-th optimiser step of all), write (at the COUNT-th file flushed while something is
+written), rename (right after the COUNT-th finished folder got its name), none. What OUT holds is resumed.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdistill import checkpoint
+from fastdistill.runner import run
+from tests.tiny import tiny_recipe
+
+
+def kill_at(count: int, function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = function(*args, **kwargs) if after or calls != count else None
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return counted
+
+
+if __name__ == "__main__":
+    world, out, moment, count = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    torch.set_num_threads(1)
+    if moment == "step":
+        torch.optim.AdamW.step = kill_at(count, torch.optim.AdamW.step, after=False)  # type: ignore[method-assign]
+    if moment == "write":
+        checkpoint._flush = kill_at(count, checkpoint._flush, after=False)
+    if moment == "rename":
+        Path.rename = kill_at(count, Path.rename, after=True)  # type: ignore[method-assign]
+    run(tiny_recipe(world, out), resume=True)

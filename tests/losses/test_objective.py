@@ -1,0 +1,199 @@
+"""The objective against formulas written out here, its errors, and the alive guard."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastdistill.batch import Batch
+from fastdistill.losses.objective import Objective, check_alive
+from fastdistill.models.capture import Captured
+from fastdistill.recipe import Losses
+
+LENGTHS = [1, 3, 3, 5]
+LAYERS = ((1, 2), (2, 4))
+
+
+@dataclass
+class Shape:
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+
+
+STUDENT, TEACHER = Shape(2, 8, 2), Shape(4, 12, 2)
+
+
+def make_batch(labels: Tensor | None = None) -> Batch:
+    T = sum(LENGTHS)
+    return Batch(
+        input_ids=torch.zeros(T, dtype=torch.long),
+        position_ids=torch.cat([torch.arange(n) for n in LENGTHS]),
+        token_type_ids=torch.zeros(T, dtype=torch.long),
+        cu_seqlens=torch.tensor([0, *LENGTHS]).cumsum(0).int(),
+        max_seqlen=max(LENGTHS),
+        labels=torch.tensor([0, 2, 1, 1]) if labels is None else labels,
+    )
+
+
+def make_captured(shape: Shape, seed: int, outputs: int = 3) -> Captured:
+    generator = torch.Generator().manual_seed(seed)
+    T, d = sum(LENGTHS), shape.hidden_size // shape.num_attention_heads
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).requires_grad_()
+
+    layers = range(1, shape.num_hidden_layers + 1)
+    q, k, v = ({n: draw(T, shape.num_attention_heads, d) for n in layers} for _ in range(3))
+    hidden = {n: draw(T, shape.hidden_size) for n in (0, *layers)}
+    return Captured(hidden=hidden, q=q, k=k, v=v, logits=draw(len(LENGTHS), outputs), scaling=1 / math.sqrt(d))
+
+
+def evaluate(losses: Losses, **changes: Any) -> tuple[Tensor, dict[str, Tensor], Objective, Captured, Captured]:
+    torch.manual_seed(0)
+    objective = Objective(losses, LAYERS, STUDENT, TEACHER, **changes)
+    student, teacher = make_captured(STUDENT, 1), make_captured(TEACHER, 2)
+    loss, values = objective(student, teacher, make_batch())
+    return loss, values, objective, student, teacher
+
+
+def rows(packed: Tensor) -> list[Tensor]:
+    return list(packed.split(LENGTHS))
+
+
+def scores(captured: Captured, layer: int) -> list[Tensor]:
+    """Scaled scores of every sequence, (H, n, n)."""
+    return [
+        torch.einsum("ihd,jhd->hij", q, k) * captured.scaling
+        for q, k in zip(rows(captured.q[layer]), rows(captured.k[layer]), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["scores", "probs"])
+def test_attention_is_the_sum_over_layers_of_mean_squared_errors(kind: str) -> None:
+    _, values, _, student, teacher = evaluate(Losses(attention=1.0, attention_kind=kind))  # type: ignore[arg-type]
+    expected = torch.zeros(())
+    for m, n in LAYERS:
+        maps = [
+            [a.softmax(-1) if kind == "probs" else a for a in scores(*side)] for side in ((student, m), (teacher, n))
+        ]
+        errors = [((a - b) ** 2).flatten() for a, b in zip(*maps, strict=True)]
+        expected = expected + torch.cat(errors).mean()
+    torch.testing.assert_close(values["attention"], expected)
+
+
+@pytest.mark.parametrize("projection", ["shared", "layer"])
+def test_hidden_and_embedding_project_the_student(projection: str) -> None:
+    losses = Losses(hidden=1.0, embedding=1.0, projection=projection)  # type: ignore[arg-type]
+    _, values, objective, student, teacher = evaluate(losses)
+
+    def error(m: int, n: int) -> Tensor:
+        key = "shared" if projection == "shared" else f"layer_{m}"
+        return F.mse_loss(objective.projections[key](student.hidden[m]), teacher.hidden[n])
+
+    assert len(objective.projections) == (1 if projection == "shared" else 3)
+    torch.testing.assert_close(values["hidden"], error(1, 2) + error(2, 4))
+    torch.testing.assert_close(values["embedding"], error(0, 0))
+
+
+def test_padded_normalisation_divides_by_padded_counts() -> None:
+    T, padded = sum(LENGTHS), len(LENGTHS) * max(LENGTHS)
+    names = ("attention", "hidden", "embedding")
+    tokens, padded_values = (
+        evaluate(Losses(attention=1.0, hidden=1.0, embedding=1.0, normalize=how))[1] for how in ("tokens", "padded")
+    )
+    ratios = {
+        "attention": sum(n * n for n in LENGTHS) / (len(LENGTHS) * max(LENGTHS) ** 2),
+        "hidden": T / padded,
+        "embedding": T / padded,
+    }
+    for name in names:
+        torch.testing.assert_close(padded_values[name], tokens[name] * ratios[name])
+
+
+def test_relation_sums_kl_of_query_key_and_value_relations_of_the_last_pair() -> None:
+    _, values, _, student, teacher = evaluate(Losses(relation=1.0, relation_heads=4))
+    expected = torch.zeros(())
+    for x_s, x_t in ((student.q[2], teacher.q[4]), (student.k[2], teacher.k[4]), (student.v[2], teacher.v[4])):
+        divergences = []
+        for a, b in zip(rows(x_s.flatten(1)), rows(x_t.flatten(1)), strict=True):
+            a, b = (x.view(len(x), 4, -1).transpose(0, 1) for x in (a, b))  # (R, n, d)
+            log_s, log_t = ((x @ x.mT / math.sqrt(x.shape[-1])).log_softmax(-1) for x in (a, b))
+            divergences.append((log_t.exp() * (log_t - log_s)).sum(-1).flatten())
+        expected = expected + torch.cat(divergences).mean()
+    torch.testing.assert_close(values["relation"], expected)
+
+
+def test_soft_and_hard_labels() -> None:
+    _, values, _, student, teacher = evaluate(Losses(soft=1.0, hard=1.0, temperature=3.0))
+    assert student.logits is not None
+    assert teacher.logits is not None
+    soft = 9 * F.cross_entropy(student.logits / 3, (teacher.logits / 3).softmax(-1))
+    torch.testing.assert_close(values["soft"], soft)
+    torch.testing.assert_close(values["hard"], F.cross_entropy(student.logits, torch.tensor([0, 2, 1, 1])))
+
+
+def test_regression_labels_are_squared_errors() -> None:
+    objective = Objective(Losses(soft=1.0, hard=1.0), LAYERS, STUDENT, TEACHER, regression=True)
+    student, teacher = make_captured(STUDENT, 1, outputs=1), make_captured(TEACHER, 2, outputs=1)
+    gold = torch.tensor([0.5, 1.0, 4.0, 2.5])
+    _, values = objective(student, teacher, make_batch(gold))
+    assert student.logits is not None
+    assert teacher.logits is not None
+    torch.testing.assert_close(values["soft"], ((student.logits - teacher.logits) ** 2).mean())
+    torch.testing.assert_close(values["hard"], ((student.logits[:, 0] - gold) ** 2).mean())
+
+
+def test_loss_is_the_weighted_sum_and_terms_are_reported_unweighted() -> None:
+    weights = {"attention": 0.5, "hidden": 2.0, "embedding": 3.0, "soft": 0.25, "hard": 4.0}
+    loss, values, *_ = evaluate(Losses(**weights))  # type: ignore[arg-type]
+    assert values.keys() == weights.keys()
+    torch.testing.assert_close(loss, torch.stack([weights[k] * values[k] for k in values]).sum())
+
+
+def test_taps_are_what_the_terms_need_and_nothing_else() -> None:
+    *_, objective, _, _ = evaluate(Losses(attention=1.0, embedding=1.0))
+    assert (objective.student_taps.q, objective.student_taps.v) == (frozenset({1, 2}), frozenset())
+    assert (objective.teacher_taps.q, objective.teacher_taps.hidden) == (frozenset({2, 4}), frozenset({0}))
+    assert not objective.teacher_taps.logits
+
+
+def test_unequal_heads_are_refused_and_relations_offered() -> None:
+    with pytest.raises(ValueError, match=r"student has 4 and the teacher 2.*relation"):
+        Objective(Losses(attention=1.0), LAYERS, Shape(2, 8, 4), TEACHER)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (Losses(), "all loss weights are 0"),
+        (Losses(hidden=-1.0), "weight of the hidden loss is -1.0"),
+        (Losses(soft=math.nan), "weight of the soft loss is nan"),
+        (Losses(relation=1.0, relation_heads=5), "relation_heads is 5.*student's width 8"),
+    ],
+)
+def test_bad_losses_are_refused(losses: Losses, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Objective(losses, LAYERS, STUDENT, TEACHER)
+
+
+def test_alive_guard_names_the_dead_term() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    alive = (parameter**2).sum()
+    check_alive({"hidden": alive}, [parameter])
+    for dead, message in (
+        (alive.detach(), "does not depend on the student"),
+        ((parameter * 0).sum(), "gradient for the student has norm 0.0"),
+        (parameter.sum() / 0, "soft loss is inf"),
+        (parameter.sum() * math.nan, "soft loss is nan"),
+        ((parameter - 1).abs().sqrt().sum(), "norm nan"),
+        (nn.Parameter(torch.ones(())) * 2, "norm 0.0"),  # moves the projections, not the student
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_alive({"hidden": alive, "soft": dead}, [parameter])

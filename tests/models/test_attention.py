@@ -1,0 +1,58 @@
+"""The ways to attend over packed sequences agree with plain attention, sequence by sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from encoders import LENGTHS
+from torch import Tensor
+
+from fastdistill.models.attention import Sequences, attend_padded, attend_runs, padded_mask
+
+H, D_HEAD, SCALING = 3, 10, 0.2
+
+
+def inputs(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Sequences]:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, sum(lengths), H, D_HEAD, generator=generator).requires_grad_().unbind()
+    return q, k, v, Sequences(torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths))
+
+
+def alone(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], window: int | None) -> Tensor:
+    outputs = []
+    for Q, K, V in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
+        scores = SCALING * torch.einsum("ihd,jhd->hij", Q, K)
+        places = torch.arange(len(Q))
+        if window is not None:
+            scores = scores.masked_fill((places[:, None] - places).abs() >= window, -torch.inf)
+        outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), V))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("attend", [attend_runs, attend_padded])
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize("lengths", [*LENGTHS.values(), [1], [7, 0, 7]], ids=str)
+def test_values_and_gradients(attend: type, window: int | None, lengths: list[int]) -> None:
+    q, k, v, sequences = inputs(lengths)
+    weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    expected, got = alone(q, k, v, lengths, window), attend(q, k, v, sequences, SCALING, 0.0, window)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    theirs, ours = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (expected, got))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_equal_lengths_run_together() -> None:
+    assert inputs([4, 4, 4, 2, 4, 4])[3].runs == [(4, 3), (2, 1), (4, 2)]
+
+
+def test_packed_and_padded_indices_are_inverse() -> None:
+    lengths = [3, 1, 0, 4]
+    sequences = inputs(lengths)[3]
+    index, real = sequences.padded_index
+    assert real.sum(1).tolist() == lengths
+    assert index.flatten()[sequences.packed_index(8)].tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_no_padded_query_is_left_without_keys(window: int | None) -> None:
+    assert padded_mask(inputs([9, 1, 4])[3], window).any(-1).all()

@@ -1,0 +1,209 @@
+"""Bad input: one clear line that names the value and the remedy, exit code 2, before any work, nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastdistill import Recipe, main
+from tests.tiny import make_teacher, make_tokenizer, tiny_recipe
+
+ROOT = Path(__file__).parent.parent
+replace = dataclasses.replace
+
+
+def with_stage(recipe: Recipe, name: str, **changes: object) -> Recipe:
+    return replace(recipe, stages=recipe.stages | {name: replace(recipe.stages[name], **changes)})  # type: ignore[arg-type]
+
+
+def with_losses(recipe: Recipe, name: str, **changes: object) -> Recipe:
+    return with_stage(recipe, name, losses=replace(recipe.stages[name].losses, **changes))  # type: ignore[arg-type]
+
+
+def task_file(recipe: Recipe, tmp: Path, text: str | bytes) -> Recipe:
+    path = tmp / "bad.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return replace(recipe, task=replace(recipe.task, path=str(path), validation_size=2, test_size=2))
+
+
+ROWS = "".join(f"a good film {i},positive\na bad film {i},negative\n" for i in range(8))
+
+# each: what is wrong with the recipe, and what the error must say
+CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
+    "missing task file": (
+        lambda r, t: replace(r, task=replace(r.task, path=str(t / "gone.csv"))),
+        ("gone.csv",),
+    ),
+    "missing general file": (
+        lambda r, t: replace(r, general=replace(r.general, path=str(t / "gone.txt"))),
+        ("gone.txt",),
+    ),
+    "empty task file": (lambda r, t: task_file(r, t, ""), ("bad.csv", "empty")),
+    "task file without rows": (lambda r, t: task_file(r, t, "text,label\n"), ("bad.csv", "no rows")),
+    "unknown column": (
+        lambda r, t: replace(r, task=replace(r.task, text="sentence")),
+        ("sentence", "text", "label"),
+    ),
+    "label outside the names": (
+        lambda r, t: replace(
+            task_file(r, t, "text,label\n" + ROWS + "odd,neutral\n"),
+            task=replace(
+                task_file(r, t, "text,label\n" + ROWS + "odd,neutral\n").task, label_names=("negative", "positive")
+            ),
+        ),
+        ("neutral", "17"),
+    ),
+    "empty text": (lambda r, t: task_file(r, t, "text,label\n" + ROWS + ",positive\n"), ("17", "text")),
+    "not UTF-8": (
+        lambda r, t: task_file(r, t, b"text,label\ncaf\xe9,positive\n" + ROWS.encode()),
+        ("bad.csv", "UTF-8"),
+    ),
+    "no teacher": (lambda r, t: replace(r, teacher=replace(r.teacher, path="")), ("--teacher.path",)),
+    "missing teacher": (lambda r, t: replace(r, teacher=replace(r.teacher, path=str(t / "none"))), ("none",)),
+    "vocabularies that differ in size": (
+        lambda r, t: replace(r, student=type(r.student)(path=str(other_vocabulary(t, size=40)))),
+        ("40", "28"),
+    ),
+    "vocabularies that differ in words": (
+        lambda r, t: replace(r, student=type(r.student)(path=str(other_vocabulary(t, size=28)))),
+        ("vocabular",),
+    ),
+    "head never fine-tuned": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=r.teacher.path)),
+        ("head was never fine-tuned", r"teacher"),
+    ),
+    "fine-tuning skipped": (
+        lambda r, t: replace(r, finetune=replace(r.finetune, skip=True)),
+        ("head was never fine-tuned", "--teacher.finetuned"),
+    ),
+    "soft labels of a pretrained teacher": (
+        lambda r, t: with_losses(r, "gd", soft=1.0),
+        ("gd", "never fine-tuned", "gd.teacher"),
+    ),
+    "layer map past the teacher": (lambda r, t: with_stage(r, "ged", layer_map="1:3,2:5"), ("ged", "2:5", "4")),
+    "layer map past the student": (lambda r, t: with_stage(r, "tad", layer_map="3:4"), ("tad", "3:4", "2 layers")),
+    "unequal heads": (
+        lambda r, t: replace(r, student=replace(r.student, num_attention_heads=3, init="random")),
+        ("3", "2", "relation"),
+    ),
+    "width not divisible": (lambda r, t: replace(r, student=replace(r.student, hidden_size=13)), ("13", "2")),
+    "no general text": (lambda r, t: replace(r, general=replace(r.general, path=None)), ("gd", "--general.path")),
+    "no losses": (
+        lambda r, t: with_losses(r, "gd", attention=0.0, hidden=0.0, embedding=0.0),
+        ("all loss weights are 0",),
+    ),
+    "hard labels on general text": (lambda r, t: with_losses(r, "gd", hard=1.0), ("gd", "no labels")),
+    "epochs and steps": (lambda r, t: with_stage(r, "gd", epochs=1.0), ("gd", "epochs", "steps")),
+    "no epochs": (lambda r, t: with_stage(r, "gd", steps=None, epochs=0.0), ("gd.epochs is 0",)),
+    "max_length past the model": (lambda r, t: replace(r, general=replace(r.general, max_length=512)), ("512", "64")),
+    "budget below a sequence": (lambda r, t: with_stage(r, "gd", tokens_per_batch=8), ("tokens_per_batch", "8")),
+    "metric of another kind": (
+        lambda r, t: replace(r, task=replace(r.task, metric="pearson")),
+        ("pearson", "classification"),
+    ),
+    "no GPU": (lambda r, t: replace(r, device="cuda"), ("cuda", "--device cpu")),
+    "too few rows": (lambda r, t: replace(r, task=replace(r.task, test_size=900)), ("900", "160")),
+}
+
+
+def other_vocabulary(folder: Path, size: int) -> Path:
+    words = [f"word{i}" for i in range(size - 5)]
+    make_teacher(folder / "other", vocab_size=size)
+    make_tokenizer(words).save_pretrained(folder / "other")
+    return folder / "other"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change, expected = CASES[case]
+    if case == "no GPU":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    recipe = change(tiny_recipe(world, tmp_path / "out"), tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(recipe, prog="recipes.x", description="", argv=[])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2, error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    assert all(word in error for word in expected), error
+    assert not (tmp_path / "out").exists(), "something was written before the input was checked"
+
+
+def test_occupied_output_directory(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    recipe = tiny_recipe(world, tmp_path)
+    for argv, expected in (([], "--resume, --overwrite"), (["--overwrite"], "not a run"), (["--resume"], "not a run")):
+        with pytest.raises(SystemExit) as stop:
+            main(recipe, prog="recipes.x", description="", argv=argv)
+        assert stop.value.code == 2
+        assert expected in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_unwritable_output_directory(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(tiny_recipe(world, Path("/proc/out")), prog="recipes.x", description="", argv=[])
+    assert stop.value.code == 2
+    assert "/proc/out" in capsys.readouterr().err
+
+
+def test_nan_loss_stops_names_term_stage_and_step_and_keeps_the_checkpoint(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(world, tmp_path / "out")
+    recipe = with_stage(recipe, "ged", optim=replace(recipe.stages["ged"].optim, learning_rate=1e25, warmup_ratio=0.0))
+    with pytest.raises(SystemExit) as stop:
+        main(recipe, prog="recipes.x", description="", argv=[])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "stage ged, step 2: the attention is" in error
+    assert (tmp_path / "out" / "stages" / "gd" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / "stages" / "ged").exists()
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from fastdistill import main
+from tests.tiny import tiny_recipe
+from tests.killed_run import kill_at
+import fastdistill.checkpoint as checkpoint
+
+limit = int(sys.argv[3])
+save = checkpoint.TrainingState.save
+def limited(state, folder):
+    if state.progress.step == limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    save(state, folder)
+checkpoint.TrainingState.save = limited
+main(tiny_recipe(Path(sys.argv[1]), Path(sys.argv[2])), prog="recipes.x", description="", argv=["--resume"])
+"""
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(world: Path, tmp_path: Path) -> None:
+    """A file may not grow past 2,000 bytes when the second checkpoint is written: what a full disk does."""
+    out = tmp_path / "out"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+
+    def start(limit: int) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-c", FULL_DISK, str(world), str(out), str(limit)]
+        return subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    full = start(limit=8)
+    assert full.returncode == 2, full.stderr
+    assert "could not be written" in full.stderr
+    assert "--resume" in full.stderr
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["finetune-00000004"]
+    again = start(limit=-1)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((out / "report.json").read_text())["stages"][-1]["name"] == "tsd"

@@ -1,0 +1,118 @@
+"""The command line: overrides, YAML, strict keys with a hint, and answers before torch is imported."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher
+from fastdistill.cli import parse
+
+ROOT = Path(__file__).parent.parent
+RECIPE = Recipe(Teacher(), Student(), Corpus(), Task(), FINETUNE, ERNIE_TINY, CONTROL)
+
+
+def parsed(*argv: str) -> Recipe:
+    return parse(RECIPE, list(argv), "recipes.x", "a test")[0]
+
+
+def test_defaults_are_the_recipe() -> None:
+    assert parsed() == RECIPE
+
+
+def test_nested_overrides_change_only_what_they_name() -> None:
+    recipe = parsed("--tsd.losses.soft", "2.5", "--student.num_hidden_layers", "4", "--output_dir", "elsewhere")
+    tsd = dataclasses.replace(ERNIE_TINY["tsd"], losses=dataclasses.replace(ERNIE_TINY["tsd"].losses, soft=2.5))
+    expected = dataclasses.replace(
+        RECIPE, stages=ERNIE_TINY | {"tsd": tsd}, student=Student(num_hidden_layers=4), output_dir="elsewhere"
+    )
+    assert recipe == expected
+
+
+def test_command_line_wins_over_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 7\ntsd:\n  epochs: 9\n  optim:\n    learning_rate: 1e-3\n")
+    recipe = parsed("--config", str(path), "--tsd.epochs", "3")
+    assert (recipe.seed, recipe.stages["tsd"].epochs, recipe.stages["tsd"].optim.learning_rate) == (7, 3, 1e-3)
+
+
+def test_steps_replace_the_default_epochs_and_epochs_the_default_steps() -> None:
+    assert (parsed("--gd.steps", "5").stages["gd"].steps, parsed("--gd.steps", "5").stages["gd"].epochs) == (5, None)
+    short = dataclasses.replace(RECIPE, stages={"gd": dataclasses.replace(ERNIE_TINY["gd"], epochs=None, steps=5)})
+    gd = parse(short, ["--gd.epochs", "2"], "recipes.x", "")[0].stages["gd"]
+    assert (gd.steps, gd.epochs) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["--tsd.epoch", "3"], "tsd.epochs"),
+        (["--studnt.hidden_size", "3"], "student.hidden_size"),
+        (["--outptu_dir", "x"], "output_dir"),
+        (["--tds.losses.soft", "1"], "tsd.losses.soft"),
+    ],
+)
+def test_unknown_option_is_refused_with_the_nearest_name(
+    argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed(*argv)
+    assert stop.value.code == 2
+    assert f"did you mean {hint}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("yaml", "hint"),
+    [
+        ("tsd:\n  epochz: 3\n", "tsd.epochs"),
+        ("tsd:\n  losses:\n    sofft: 3\n", "tsd.losses.soft"),
+        ("studnt:\n  path: x\n", "student"),
+        ("sead: 1\n", "seed"),
+    ],
+)
+def test_unknown_yaml_key_is_refused_with_the_nearest_name(
+    yaml: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(yaml)
+    with pytest.raises(SystemExit) as stop:
+        parsed("--config", str(tmp_path / "run.yaml"))
+    assert stop.value.code == 2
+    assert f"did you mean {hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv", [["--tsd.losses.soft", "abc"], ["--student.preset", "tinybert5"], ["--config", "missing.yaml"]]
+)
+def test_bad_value_is_refused_and_named(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed(*argv)
+    assert stop.value.code == 2
+    assert argv[1] in capsys.readouterr().err
+
+
+def test_print_config_is_a_yaml_that_gives_the_same_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed("--tsd.epochs", "3", "--print_config")
+    assert stop.value.code == 0
+    (tmp_path / "run.yaml").write_text(capsys.readouterr().out)
+    assert parsed("--config", str(tmp_path / "run.yaml")) == parsed("--tsd.epochs", "3")
+
+
+def test_help_has_a_line_for_every_option_and_imports_no_torch() -> None:
+    program = (
+        "import sys, runpy\nsys.argv = ['x', '--help']\n"
+        "try:\n    runpy.run_module('recipes.ernie_tiny', run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "import json; heavy = {'torch', 'transformers', 'datasets', 'sklearn'}\n"
+        "print('MODULES', json.dumps(sorted(heavy & sys.modules.keys())))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    text, _, modules = done.stdout.partition("MODULES ")
+    assert json.loads(modules) == []
+    for option in ("--tsd.losses.soft", "--gd.optim.learning_rate", "--student.preset", "--resume", "--from_stage"):
+        line = next(i for i, line in enumerate(text.splitlines()) if line.strip().startswith(option + " "))
+        described = " ".join(text.splitlines()[line : line + 3])
+        assert len(described.split()) > 4, described

@@ -1,0 +1,99 @@
+"""A whole job in miniature: teacher, tokenizer, general text, task, and a recipe that runs in seconds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Stage, Student, Task, Teacher
+
+WORDS = "the a film was is it very not too good great fine bad dull poor plot cast end scene one two three".split()
+POSITIVE, NEGATIVE = {"good", "great", "fine"}, {"bad", "dull", "poor"}
+
+
+def make_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
+
+
+def make_teacher(folder: Path, *, head: bool = False, **shape: int) -> Path:
+    """A small random BERT, saved the Hugging Face way."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": len(WORDS) + 5,
+        "hidden_size": 24,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 64,
+    }
+    config = BertConfig(initializer_range=0.2, **(sizes | shape))
+    (BertForSequenceClassification if head else BertModel)(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_texts(count: int, seed: int) -> list[tuple[str, str]]:
+    """Sentences with a label that their one telling word decides."""
+    draw = random.Random(seed)
+    filler = [w for w in WORDS if w not in POSITIVE | NEGATIVE]
+    rows = []
+    for _ in range(count):
+        label = draw.choice(["negative", "positive"])
+        words = draw.choices(filler, k=draw.randint(1, 8)) + [
+            draw.choice(sorted(POSITIVE if label == "positive" else NEGATIVE))
+        ]
+        draw.shuffle(words)
+        rows.append((" ".join(words), label))
+    return rows
+
+
+def make_world(folder: Path) -> Path:
+    """The files of the job: teacher/, general.txt, task.csv."""
+    make_teacher(folder / "teacher")
+    (folder / "general.txt").write_text("".join(text + "\n" for text, _ in make_texts(120, 1)))
+    with (folder / "task.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *make_texts(160, 2)])
+    return folder
+
+
+def shorten(stage: Stage, steps: int | None) -> Stage:
+    optim = dataclasses.replace(stage.optim, learning_rate=5e-3)
+    return dataclasses.replace(stage, epochs=None, steps=steps, tokens_per_batch=96, optim=optim)
+
+
+def tiny_recipe(world: Path, output_dir: Path) -> Recipe:
+    return Recipe(
+        teacher=Teacher(path=str(world / "teacher")),
+        student=Student(num_hidden_layers=2, hidden_size=12),
+        general=Corpus(path=str(world / "general.txt"), max_length=16),
+        task=Task(path=str(world / "task.csv"), max_length=16, validation_size=20, test_size=40),
+        finetune=shorten(FINETUNE, 40),
+        stages={name: shorten(stage, 6) for name, stage in ERNIE_TINY.items()},
+        control=shorten(CONTROL, None),
+        output_dir=str(output_dir),
+        cache_dir=str(world / "cache"),
+        precision="fp32",
+        logging_steps=3,
+        save_steps=4,
+    )
