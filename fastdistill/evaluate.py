@@ -76,17 +76,17 @@ def probe(encoder: Encoder, train: Sequences, test: Sequences, task: Task, devic
 @torch.no_grad()
 def _forward(encoder: Encoder, data: Sequences, device: torch.device, *, cls: bool) -> np.ndarray:
     """Logits (N, C), or the last [CLS] states (N, D), in the order of the data."""
-    encoder.eval()
     last = encoder.num_hidden_layers
     taps = Taps(hidden=frozenset({last})) if cls else Taps(logits=True)
     rows, order = [], []
-    for indices, batch in in_order(data, tokens_per_batch=EVALUATION_TOKENS):
-        batch = batch.to(device)
-        captured = encoder(batch, taps)
-        out = captured.hidden[last][batch.cu_seqlens[:-1].long()] if cls else captured.logits
-        assert out is not None
-        rows.append(out.float().cpu())
-        order.append(indices)
+    with encoder.evaluating():
+        for indices, batch in in_order(data, tokens_per_batch=EVALUATION_TOKENS):
+            batch = batch.to(device)
+            captured = encoder(batch, taps)
+            out = captured.hidden[last][batch.cu_seqlens[:-1].long()] if cls else captured.logits
+            assert out is not None
+            rows.append(out.float().cpu())
+            order.append(indices)
     result = torch.cat(rows).numpy()
     return np.asarray(result[np.argsort(np.concatenate(order))])
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from fastdistill.data.corpus import load_corpus
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.data.tasks import TaskData, load_task
@@ -15,19 +18,21 @@ from fastdistill.losses.objective import Objective, active_weights
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.layermap import parse_layer_map
 from fastdistill.models.pretrained import Tokenizer, load_tokenizer
+from fastdistill.models.reduction import teacher_basis
 from fastdistill.models.student import make_student
 from fastdistill.recipe import Recipe, Stage
 
 
 @dataclass
 class Inputs:
-    """Tokenizer, data and the untrained student of a recipe."""
+    """Tokenizer, data, and the untrained student of a recipe with its projections."""
 
     recipe: Recipe
     tokenizer: Tokenizer
     task: TaskData | None
     corpus: Sequences | None
     student: Encoder
+    projections: dict[str, Tensor]
 
     @property
     def num_labels(self) -> int:
@@ -69,6 +74,8 @@ def load_inputs(recipe: Recipe) -> Inputs:
             "several processes were started (WORLD_SIZE > 1), but a run uses one: start it without torchrun"
         )
     stages = _jobs(recipe)
+    if not stages.keys() & recipe.stages.keys():
+        raise ValueError("every stage is skipped: leave at least one in")
     for name, stage in stages.items():
         _check_stage(name, stage, recipe)
     metric_of(recipe.task)
@@ -91,7 +98,7 @@ def load_inputs(recipe: Recipe) -> Inputs:
     task = load_task(recipe.task, tokenizer, recipe.seed) if needs_task else None
     general = any(stage.data == "general" for stage in stages.values())
     corpus = load_corpus(recipe.general, tokenizer, Path(recipe.cache_dir).expanduser()) if general else None
-    inputs = Inputs(recipe, tokenizer, task, corpus, student)
+    inputs = Inputs(recipe, tokenizer, task, corpus, student, _first_projections(recipe, student, teacher))
     for name, stage in stages.items():
         try:
             Loader(inputs.data(stage), stage.tokens_per_batch, seed=0).plan(epoch=0)
@@ -169,6 +176,16 @@ def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder
                     encoder.check_taps(taps)
             except ValueError as error:
                 raise ValueError(f"stage {name}: {error}") from None
+
+
+def _first_projections(recipe: Recipe, student: Encoder, teacher: Encoder) -> dict[str, Tensor]:
+    """Projections with which a student made of the teacher's weights starts: back from the basis it was reduced to."""
+    if recipe.student.path is not None or recipe.student.init == "random":
+        return {}
+    basis = teacher_basis(teacher, student.hidden_size).contiguous()
+    names = ["shared", *(f"layer_{layer}" for layer in range(student.num_hidden_layers + 1))]
+    weights = {f"projections.{name}.weight": basis.clone() for name in names}
+    return weights | {f"projections.{name}.bias": torch.zeros(teacher.hidden_size) for name in names}
 
 
 def _check_vocabulary(path: str, tokenizer: Tokenizer) -> None:

@@ -20,7 +20,11 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.console = Console()
+        self.path = path
         self.file = path.open("a", encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        if text and not text.endswith("\n"):  # a killed run left half a line
+            self._rewrite(text[: text.rfind("\n") + 1])
         self.live: Progress | None = None
         self.task: TaskID | None = None
         self.name, self.total = "", 0
@@ -54,16 +58,21 @@ class Log:
     def cut(self, offset: int) -> None:
         """Forget what was logged after `offset`."""
         self.file.flush()
-        os.truncate(self.file.name, offset)
+        os.truncate(self.path, offset)
         self.file.seek(0, os.SEEK_END)
 
     def forget(self, stage: str) -> None:
         """Drop every record of `stage`: it starts anew."""
         self.file.flush()
-        path = Path(self.file.name)
-        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line).get("stage") != stage]
-        path.write_text("".join(kept))
-        self.file.seek(0, os.SEEK_END)
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        self._rewrite("".join(line for line in lines if json.loads(line).get("stage") != stage))
+
+    def _rewrite(self, text: str) -> None:
+        self.file.close()
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path)
+        self.file = self.path.open("a", encoding="utf-8")
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -192,7 +192,6 @@ def train(
             logged_seconds, logged_tokens = progress.seconds, progress.tokens
         if validate and progress.step in score_at:
             score = validate(student)
-            student.train()
             log.record(event="validation", stage=name, step=progress.step, score=score)
             if progress.best_score is None or score >= progress.best_score:
                 progress.best_score, state.best = score, weights(student)

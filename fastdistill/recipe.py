@@ -33,6 +33,7 @@ class Student:
         hidden_size: width; overrides the preset, default the teacher's.
         intermediate_size: FFN width; overrides the preset, default the teacher's FFN-to-width ratio times hidden_size.
         num_attention_heads: heads; overrides the preset, default the teacher's.
+        dropout: probability in attention and hidden layers while training, default the teacher's.
         init: teacher = copy the teacher's weights, reduced to the student's width where it is narrower; random.
         init_layers: which teacher layers init copies: uniform, first, last, or a list such as "1,3,6".
         path: start from this student folder (or Hub id) instead; the shape and init options must then be left alone.
@@ -43,6 +44,7 @@ class Student:
     hidden_size: int | None = None
     intermediate_size: int | None = None
     num_attention_heads: int | None = None
+    dropout: float | None = None
     init: Literal["teacher", "random"] = "teacher"
     init_layers: str = "uniform"
     path: str | None = None

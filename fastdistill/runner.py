@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fastdistill import report
 from fastdistill.checkpoint import Checkpoints, publish, weights
@@ -86,7 +87,7 @@ class Runner:
             return
         if self.recipe.teacher.finetuned is not None:
             teacher = Encoder.load(self.recipe.teacher.finetuned, head="finetuned").to(self.runtime.device)
-            self._publish(folder, None, None, {"name": "teacher", "score": self._score(teacher)})
+            self._publish(folder, None, {}, {"name": "teacher", "score": self._score(teacher)})
         elif not stage.skip:
             torch.manual_seed(seed_of(self.recipe.seed, "finetune"))
             teacher = Encoder.load(
@@ -98,7 +99,7 @@ class Runner:
         """The student before any training; the control starts from it too."""
         folder = self.space.stage("init")
         if not folder.exists():
-            self._publish(folder, self.inputs.student, None, {"name": "init"})
+            self._publish(folder, self.inputs.student, self.inputs.projections, {"name": "init"})
         return folder
 
     def distil(self, name: str, stage: Stage, start: Path) -> Path:
@@ -174,7 +175,7 @@ class Runner:
             "validation": progress.best_score,
             "head": student.has_head,
         }
-        self._publish(folder, student, objective, result)
+        self._publish(folder, student, weights(objective), result)
         checkpoints.clear()
         scored = (
             ""
@@ -204,14 +205,14 @@ class Runner:
         return score(metric_of(self.recipe.task), predictions, task.test.labels)
 
     def _publish(
-        self, folder: Path, encoder: Encoder | None, objective: Objective | None, result: dict[str, object]
+        self, folder: Path, encoder: Encoder | None, projections: dict[str, Tensor], result: dict[str, object]
     ) -> None:
         def write(to: Path) -> None:
             if encoder is not None:
                 encoder.model.save_pretrained(to)
                 self.inputs.tokenizer.save_pretrained(to)
-            if objective is not None and weights(objective):
-                save_file(weights(objective), to / "objective.safetensors")
+            if projections:
+                save_file(projections, to / "objective.safetensors")
             (to / "result.json").write_text(json.dumps(result, indent=1))
 
         publish(folder, write)

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from fastdistill.recipe import Recipe
 
-CONTENTS = (
-    "recipe.json", "log.jsonl", "teacher", "stages", "control", "checkpoints", "student",
-    "report.json", "report.md", "losses.png",
-)  # fmt: skip
+# what the end of a run makes from its stages, and what the stages are made from
+OUTCOME = ("control", "checkpoints", "student", "report.json", "report.md", "losses.png")
+SOURCES = ("log.jsonl", "teacher", "stages")
 
 
 class Workspace:
@@ -47,7 +46,7 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
     parent = next(p for p in (space.root, *space.root.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise PermissionError(f"output_dir {space.root} cannot be written ({parent}): choose another --output_dir")
-    occupied = space.root.exists() and any(space.root.iterdir())
+    occupied = space.root.exists() and any(path.suffix != ".tmp" for path in space.root.iterdir())
     if occupied and not (resume or overwrite or from_stage):
         raise ValueError(f"output_dir {space.root} is not empty: give --resume, --overwrite or another --output_dir")
     if occupied and not space.recipe.exists():
@@ -78,23 +77,29 @@ def open_workspace(recipe: Recipe, *, overwrite: bool, from_stage: str | None) -
     """Make the output directory ready, after `check_workspace` passed: delete what this run makes again."""
     space = Workspace(Path(recipe.output_dir))
     if overwrite:
-        for name in CONTENTS:
+        for name in OUTCOME + SOURCES:
             _delete(space.root / name)
     if from_stage is not None:
         names = list(recipe.stages)
         again = [space.stage(name) for name in names[names.index(from_stage) :]]
-        outcome = [space.root / name for name in CONTENTS[4:]]
-        for path in again + outcome:
+        for path in (*(space.root / name for name in OUTCOME), *again):
             _delete(path)
-    space.checkpoints.mkdir(parents=True, exist_ok=True)
+    space.root.mkdir(parents=True, exist_ok=True)
     temporary = space.recipe.with_suffix(".tmp")
     temporary.write_text(json.dumps(_to_json(recipe), indent=1))
-    temporary.replace(space.recipe)
+    temporary.replace(space.recipe)  # never missing beside other files: it marks the directory as a run's
+    space.checkpoints.mkdir(exist_ok=True)
     return space
 
 
 def _delete(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if path.is_dir():  # renamed first: a folder half deleted must not be taken for a finished one
+        trash = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(trash, ignore_errors=True)
+        path = path.rename(trash)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _to_json(recipe: Recipe) -> dict[str, object]:

@@ -69,10 +69,10 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
     "missing teacher": (lambda r, t: replace(r, teacher=replace(r.teacher, path=str(t / "none"))), ("none",)),
     "vocabularies that differ in size": (
         lambda r, t: replace(r, student=type(r.student)(path=str(other_vocabulary(t, size=40)))),
-        ("40", "28"),
+        ("40", "27"),
     ),
     "vocabularies that differ in words": (
-        lambda r, t: replace(r, student=type(r.student)(path=str(other_vocabulary(t, size=28)))),
+        lambda r, t: replace(r, student=type(r.student)(path=str(other_vocabulary(t, size=27)))),
         ("vocabular",),
     ),
     "head never fine-tuned": (
@@ -100,6 +100,10 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
         ("all loss weights are 0",),
     ),
     "hard labels on general text": (lambda r, t: with_losses(r, "gd", hard=1.0), ("gd", "no labels")),
+    "every stage skipped": (
+        lambda r, t: replace(r, stages={n: replace(s, skip=True) for n, s in r.stages.items()}),
+        ("every stage is skipped",),
+    ),
     "epochs and steps": (lambda r, t: with_stage(r, "gd", epochs=1.0), ("gd", "epochs", "steps")),
     "no epochs": (lambda r, t: with_stage(r, "gd", steps=None, epochs=0.0), ("gd.epochs is 0",)),
     "max_length past the model": (lambda r, t: replace(r, general=replace(r.general, max_length=512)), ("512", "64")),

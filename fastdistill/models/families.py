@@ -88,3 +88,10 @@ HEADS = {
     "distilbert": _distilbert,
     "modernbert": _modernbert,
 }
+
+
+def dropout_names(config: PretrainedConfig) -> list[str]:
+    """The fields of `config` that hold dropout probabilities inside the encoder; the head's is left alone."""
+    bert = ["hidden_dropout_prob", "attention_probs_dropout_prob"]
+    others = ["dropout", "attention_dropout", "embedding_dropout", "mlp_dropout"]  # DistilBERT, ModernBERT
+    return [name for name in bert + others if hasattr(config, name)]

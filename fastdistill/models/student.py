@@ -10,7 +10,7 @@ from transformers import AutoModel, PretrainedConfig
 
 from fastdistill.models.capture import ATTENTION
 from fastdistill.models.encoder import Encoder
-from fastdistill.models.families import intermediate_size_name
+from fastdistill.models.families import dropout_names, intermediate_size_name
 from fastdistill.models.layermap import choose_layers
 from fastdistill.models.reduction import lacks_pooler, reduce_weights
 from fastdistill.recipe import Student
@@ -82,6 +82,11 @@ def _student_config(teacher: Encoder, spec: Student) -> PretrainedConfig:
     config.num_attention_heads = heads
     ffn = spec.intermediate_size or preset.intermediate_size or round(ffn_t / width_t * width)
     setattr(config, intermediate_size_name(config), ffn)
+    if spec.dropout is not None:
+        if not 0 <= spec.dropout < 1:
+            raise ValueError(f"student.dropout is {spec.dropout}: it must be from 0 to below 1")
+        for name in dropout_names(config):
+            setattr(config, name, spec.dropout)
     return config
 
 

@@ -74,6 +74,14 @@ def test_modernbert_layers_keep_their_attention_type() -> None:
     assert student.model.config.layer_types == ["sliding_attention", "full_attention"]
 
 
+@pytest.mark.parametrize(("dropout", "same"), [(0.0, True), (0.5, False)])
+def test_dropout_is_the_students_own(any_family: str, dropout: float, same: bool) -> None:
+    student = make_student(tiny_encoder(any_family), Student(dropout=dropout), seed=0).train()
+    batch, taps = make_batch([9, 30]), Taps(hidden=frozenset({student.num_hidden_layers}))
+    first, second = (student(batch, taps).hidden[student.num_hidden_layers] for _ in range(2))
+    assert torch.equal(first, second) == same
+
+
 def test_random_students_follow_the_seed_alone() -> None:
     teacher, spec = tiny_encoder("bert"), Student(init="random")
     first = make_student(teacher, spec, seed=1).model.state_dict()

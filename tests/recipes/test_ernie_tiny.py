@@ -1,0 +1,59 @@
+"""The general recipe from one YAML file, on a real teacher and task where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data sets beside the repository; tests that read it are skipped, by name, without it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+def test_mrpc_with_a_twelve_layer_teacher_from_one_yaml_file(shared_data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "mrpc.yaml"
+    small = "{steps: 2, tokens_per_batch: 512}"
+    config.write_text(f"""
+teacher: {{path: {shared_data}/teachers/e5-small-en}}
+student: {{preset: null, num_hidden_layers: 4, hidden_size: 192}}
+general: {{path: {tmp_path}/wikipedia.parquet, max_length: 64}}
+task: {{path: {shared_data}/tasks/glue/mrpc, text: sentence1, pair: sentence2, metric: f1, validation_size: 50}}
+finetune: {small}
+gd: {small}
+ged: {small}
+tad: {small}
+tsd: {small}
+output_dir: {tmp_path}/out
+cache_dir: {tmp_path}/cache
+""")
+    head_of_corpus(shared_data / "corpora" / "wikipedia-enwik8.parquet", tmp_path / "wikipedia.parquet")
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.ernie_tiny", "--config", str(config)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "kernels")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [s["name"] for s in report["stages"]] == ["gd", "ged", "tad", "tsd"]
+    assert (report["teacher"]["metric"], report["rows"]) == ("f1", {"train": 3618, "validation": 50, "test": 408})
+    assert report["teacher"]["parameters"] > 33_000_000
+
+
+def head_of_corpus(path: Path, to: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(parquet.read_table(path).slice(0, 500), to)
