@@ -46,6 +46,16 @@ class Inputs:
         assert self.task is not None
         return dict(enumerate(self.task.label_names)) if self.task.label_names else None
 
+    def data_counts(self) -> dict[str, dict[str, int | str]]:
+        """What was read, truncated and skipped of each part of the data, and where it came from."""
+        parts: dict[str, dict[str, int | str]] = {}
+        if self.corpus is not None:
+            parts["general"] = {**self.corpus.counts, "origin": str(self.recipe.general.path)}
+        if self.task is not None:
+            for name in ("train", "validation", "test"):
+                parts[name] = {**getattr(self.task, name).counts, "origin": self.task.origins[name]}
+        return parts
+
     def data(self, stage: Stage) -> Sequences:
         """The training text of `stage`."""
         data = self.corpus if stage.data == "general" else self.task.train if self.task else None

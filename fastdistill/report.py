@@ -26,7 +26,6 @@ from fastdistill.recipe import Recipe
 from fastdistill.workspace import Workspace
 
 Report = dict[str, Any]
-SPLITS = ("train", "validation", "test")
 
 
 def write(recipe: Recipe, inputs: Inputs, space: Workspace, log: Log, student: Path) -> Report:
@@ -108,11 +107,7 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path) -> 
         "compression": teacher["parameters"] / small["parameters"],
         "speedup": teacher["latency_ms"] / small["latency_ms"],
         "stages": stages,
-        "rows": {name: len(getattr(task, name)) for name in SPLITS} if task else None,
-        "counts": {
-            "general": dict(inputs.corpus.counts) if inputs.corpus else None,
-            "task": {n: dict(getattr(task, n).counts) for n in SPLITS} if task else None,
-        },
+        "data": inputs.data_counts(),
         "seed": recipe.seed,
         "versions": {"fastdistill": __version__}
         | {name: version(name) for name in ("torch", "transformers", "datasets", "numpy")}
@@ -177,7 +172,12 @@ def to_markdown(report: Report) -> str:
             f"| {s['name']} | {s['teacher']} | {s['data']} | {s['steps']} | {s['tokens']:,} | {s['seconds']:.0f} | "
             f"{s['tokens_per_second']:,.0f} | {scored} | {terms} |"
         )
-    rows = report["rows"] or dict.fromkeys(SPLITS, 0)
+    data = report["data"]
+    rows = {name: data[name]["examples"] if name in data else 0 for name in ("validation", "test")}
+    read = []
+    for name, counts in data.items():
+        found = ", ".join(f"{count:,} {what}" for what, count in counts.items() if what != "origin")
+        read.append(f"| {name} | {found} | {counts['origin']} |")
     return f"""# Distillation report
 
 {summary(report)}
@@ -195,10 +195,15 @@ A probe is a linear model fitted to the [CLS] states of a student that has no he
 
 ![loss curves](losses.png)
 
+## Data
+
+| part | what was read | from |
+|---|---|---|
+{chr(10).join(read)}
+
 ## Run
 
 Seed {report["seed"]}; {", ".join(f"{name} {number}" for name, number in report["versions"].items())}.
-What was read: {json.dumps(report["counts"])}.
 """
 
 

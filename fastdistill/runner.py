@@ -54,6 +54,8 @@ def run(
     inputs = load_inputs(recipe)
     space = open_workspace(recipe, overwrite=overwrite, from_stage=from_stage)
     with Log(space.log) as log:
+        for part, counts in inputs.data_counts().items():
+            log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
         runner = Runner(recipe, inputs, space, log, runtime)
         runner.finetune_teacher()
         folder = runner.make_initial_student()

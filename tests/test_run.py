@@ -75,7 +75,12 @@ def test_report_holds_what_it_must(done: Path) -> None:
         assert (s["steps"], s["seconds"] > 0, s["tokens"] > 0, s["tokens_per_second"] > 0) == (6, True, True, True)
         assert 0 <= s["score"] <= 1
     assert {"seed", "versions", "recipe"} <= report.keys()
-    assert report["rows"] == {"train": 100, "validation": 20, "test": 40}
+    assert {name: report["data"][name]["examples"] for name in ("train", "validation", "test")} == {
+        "train": 100,
+        "validation": 20,
+        "test": 40,
+    }
+    assert report["data"]["general"]["documents"] == 120
 
 
 def test_latent_terms_fall(done: Path) -> None:

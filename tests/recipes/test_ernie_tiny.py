@@ -49,7 +49,8 @@ cache_dir: {tmp_path}/cache
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [s["name"] for s in report["stages"]] == ["gd", "ged", "tad", "tsd"]
-    assert (report["teacher"]["metric"], report["rows"]) == ("f1", {"train": 3618, "validation": 50, "test": 408})
+    assert report["teacher"]["metric"] == "f1"
+    assert [report["data"][name]["examples"] for name in ("train", "validation", "test")] == [3618, 50, 408]
     assert report["teacher"]["parameters"] > 33_000_000
 
 
