@@ -19,10 +19,10 @@ def quickstart() -> str:
     report = json.loads(path.read_text())
     seconds = sum(stage["seconds"] for stage in report["stages"])
     return (
-        f"{table(report)}\n\nMovie reviews, {report['data']['test']['examples']:,} held-out sentences. The student "
-        f"keeps {100 * report['retention']:.1f} % of its teacher's accuracy; the control is the same student on gold labels\n"
-        f"alone. Latency: 8 sequences of 64 tokens, fp32, {path.parent.name}. The four stages took "
-        f"{seconds / 60:.1f} minutes there."
+        f"{table(report)}\n\nMovie reviews, {report['data']['test']['examples']:,} held-out sentences. "
+        f"The student keeps {100 * report['retention']:.1f} % of its teacher's accuracy; the control is\n"
+        f"the same student on gold labels alone. Latency: 8 sequences of 64 tokens, fp32, {path.parent.name}. "
+        f"The four stages took {seconds / 60:.1f} minutes there."
     )
 
 

@@ -106,14 +106,18 @@ class Checkpoints:
         self.folder, self.stage = folder, stage
 
     def latest(self) -> Path | None:
-        found = sorted(self.folder.glob(f"{self.stage}-*"))
+        found = self._all()
         return found[-1] if found else None
+
+    def _all(self) -> list[Path]:
+        """From the oldest to the newest."""
+        return sorted(self.folder.glob(f"{self.stage}-{'[0-9]' * 8}"))
 
     def save(self, state: TrainingState) -> None:
         publish(self.folder / f"{self.stage}-{state.progress.step:08d}", state.save)
-        for old in sorted(self.folder.glob(f"{self.stage}-*"))[:-1]:
+        for old in self._all()[:-1]:
             shutil.rmtree(old)
 
     def clear(self) -> None:
-        for path in [*self.folder.glob(f"{self.stage}-*"), *self.folder.glob(f".{self.stage}-*")]:
+        for path in self._all():
             shutil.rmtree(path)

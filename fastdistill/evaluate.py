@@ -35,7 +35,7 @@ def metric_of(task: Task) -> str:
     return task.metric
 
 
-def score(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+def score(metric: str, predictions: np.ndarray, labels: np.ndarray, num_labels: int = 2) -> float:
     """The metric of predicted classes (or values) against gold labels, as scikit-learn and scipy compute it.
 
     F1 is of class 1 where there are two classes, and the mean over classes (macro) where there are more. A correlation
@@ -44,7 +44,7 @@ def score(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float:
     if metric == "accuracy":
         return float(accuracy_score(labels, predictions))
     if metric == "f1":
-        average = "binary" if max(labels.max(), predictions.max()) < 2 else "macro"
+        average = "binary" if num_labels == 2 else "macro"
         return float(f1_score(labels, predictions, average=average, zero_division=0.0))
     if metric == "matthews":
         return float(matthews_corrcoef(labels, predictions))

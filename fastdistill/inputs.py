@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +50,20 @@ class Inputs:
         """Class names by index, for the model's configuration."""
         assert self.task is not None
         return dict(enumerate(self.task.label_names)) if self.task.label_names else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the tokens, labels or splits that the run reads do; of a corpus the ends and lengths count."""
+        digest = hashlib.sha256()
+        if self.corpus is not None:
+            for part in (self.corpus.offsets, self.corpus.input_ids[:100_000], self.corpus.input_ids[-100_000:]):
+                digest.update(np.ascontiguousarray(part).tobytes())
+        if self.task is not None:
+            for split in (self.task.train, self.task.validation, self.task.test):
+                assert split.labels is not None
+                for part in (split.offsets, split.input_ids, split.labels):
+                    digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
 
     def data_counts(self) -> dict[str, dict[str, int | str]]:
         """What was read, truncated and skipped of each part of the data, and where it came from."""
@@ -87,13 +106,19 @@ def load_inputs(recipe: Recipe) -> Inputs:
     if not stages.keys() & recipe.stages.keys():
         raise ValueError("every stage is skipped: leave at least one in")
     for name, stage in stages.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "init":
+            raise ValueError(
+                f"a stage cannot be called {name!r}: use lower-case letters, digits and _, not init or teacher"
+            )
         _check_stage(name, stage, recipe)
+    for option in ("logging_steps", "save_steps"):
+        if getattr(recipe, option) < 1:
+            raise ValueError(f"{option} is {getattr(recipe, option)}: it must be 1 or more")
     metric_of(recipe.task)
     base = recipe.teacher.path or recipe.teacher.finetuned
     if not base:
         raise ValueError("no teacher is named: give --teacher.path, a Hugging Face folder or Hub id")
     needs_task = recipe.task.path is not None
-    finetuned = recipe.teacher.finetuned
     teacher = Encoder.load(base)
     tokenizer = load_tokenizer(base)
     for what, length in (("general", recipe.general.max_length), ("task", recipe.task.max_length)):
@@ -104,7 +129,13 @@ def load_inputs(recipe: Recipe) -> Inputs:
     student = make_student(teacher, recipe.student, recipe.seed)
     if recipe.student.path is not None:
         _check_vocabulary(recipe.student.path, tokenizer)
-    _check_objectives(recipe, stages, student, teacher)
+    finetuned = Encoder.load(recipe.teacher.finetuned, head="finetuned") if recipe.teacher.finetuned else teacher
+    if finetuned.vocab_size != teacher.vocab_size:
+        raise ValueError(
+            f"the fine-tuned teacher has a vocabulary of {finetuned.vocab_size}, the pretrained one of "
+            f"{teacher.vocab_size}: both must read the same token ids"
+        )
+    _check_objectives(recipe, stages, student, {"pretrained": teacher, "finetuned": finetuned})
     task = load_task(recipe.task, tokenizer, recipe.seed) if needs_task else None
     general = any(stage.data == "general" for stage in stages.values())
     corpus = load_corpus(recipe.general, tokenizer, Path(recipe.cache_dir).expanduser()) if general else None
@@ -114,8 +145,8 @@ def load_inputs(recipe: Recipe) -> Inputs:
             Loader(inputs.data(stage), stage.tokens_per_batch, seed=0).plan(epoch=0)
         except ValueError as error:
             raise ValueError(f"stage {name}: {error}") from None
-    if task is not None and finetuned is not None:
-        _check_labels(finetuned, inputs)
+    if task is not None and recipe.teacher.finetuned is not None:
+        _check_labels(recipe.teacher.finetuned, finetuned, inputs)
     return inputs
 
 
@@ -129,20 +160,35 @@ def _jobs(recipe: Recipe) -> dict[str, Stage]:
     return {name: stage for name, stage in jobs.items() if not stage.skip}
 
 
-def _check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
-    """What a stage asks for must be in the recipe."""
-    active = active_weights(stage.losses)
-    for option in ("epochs", "steps"):
-        value = getattr(stage, option)
-        if value is not None and value <= 0:
-            raise ValueError(
-                f"{name}.{option} is {value}: it must be above 0 (leave a stage out with --{name}.skip true)"
-            )
+def _check_values(name: str, stage: Stage) -> None:
+    """Numbers that no training could use."""
+    optim, losses, accumulate = stage.optim, stage.losses, stage.gradient_accumulation_steps
+    for option, value, good, bound in (
+        ("epochs", stage.epochs, stage.epochs is None or stage.epochs > 0, "above 0 (or leave the stage out: skip)"),
+        ("steps", stage.steps, stage.steps is None or stage.steps > 0, "above 0 (or leave the stage out: skip)"),
+        ("tokens_per_batch", stage.tokens_per_batch, stage.tokens_per_batch >= 1, "1 or more"),
+        ("gradient_accumulation_steps", accumulate, accumulate >= 1, "1 or more"),
+        ("optim.learning_rate", optim.learning_rate, 0 < optim.learning_rate < math.inf, "above 0"),
+        ("optim.warmup_ratio", optim.warmup_ratio, 0 <= optim.warmup_ratio <= 1, "from 0 to 1"),
+        ("optim.weight_decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "0 or more"),
+        ("optim.max_grad_norm", optim.max_grad_norm, optim.max_grad_norm >= 0, "0 (no clipping) or more"),
+        ("losses.temperature", losses.temperature, 0 < losses.temperature < math.inf, "above 0"),
+        ("losses.relation_heads", losses.relation_heads, losses.relation_heads >= 1, "1 or more"),
+    ):
+        if not good:
+            raise ValueError(f"{name}.{option} is {value}: it must be {bound}")
     if stage.epochs is not None and stage.steps is not None:
         raise ValueError(f"{name} has both epochs ({stage.epochs}) and steps ({stage.steps}): give one")
-    for option in ("tokens_per_batch", "gradient_accumulation_steps"):
-        if getattr(stage, option) < 1:
-            raise ValueError(f"{name}.{option} is {getattr(stage, option)}: it must be 1 or more")
+
+
+def _check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
+    """What a stage asks for must be in the recipe."""
+    _check_values(name, stage)
+    active = active_weights(stage.losses)
+    if name in ("finetune", "control") and (stage.teacher, stage.data, set(active)) != ("none", "task", {"hard"}):
+        raise ValueError(f"{name} trains on gold labels alone: leave its teacher, data and losses as they are")
+    if stage.keep == "best" and not active.keys() & {"soft", "hard"}:
+        raise ValueError(f"{name}.keep is best, but a student without a head has no validation score: set it to last")
     if stage.data == "general" and recipe.general.path is None:
         raise ValueError(
             f"stage {name} reads general text and none is named: give --general.path, or --{name}.skip true"
@@ -174,18 +220,19 @@ def _check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
         )
 
 
-def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder, teacher: Encoder) -> None:
+def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder, teachers: dict[str, Encoder]) -> None:
+    """Layer maps, heads and taps of every stage that has a teacher."""
     for name, stage in stages.items():
-        if stage.teacher != "none":
-            try:
-                layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
-                objective = Objective(
-                    stage.losses, layers, student, teacher, regression=recipe.task.kind == "regression"
-                )
-                for encoder, taps in ((student, objective.student_taps), (teacher, objective.teacher_taps)):
-                    encoder.check_taps(taps)
-            except ValueError as error:
-                raise ValueError(f"stage {name}: {error}") from None
+        if stage.teacher == "none":
+            continue
+        teacher = teachers[stage.teacher]
+        try:
+            layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
+            objective = Objective(stage.losses, layers, student, teacher, regression=recipe.task.kind == "regression")
+            student.check_taps(objective.student_taps)
+            teacher.check_taps(objective.teacher_taps)
+        except ValueError as error:
+            raise ValueError(f"stage {name}: {error}") from None
 
 
 def _first_projections(recipe: Recipe, student: Encoder, teacher: Encoder) -> dict[str, Tensor]:
@@ -208,10 +255,12 @@ def _check_vocabulary(path: str, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_labels(path: str, inputs: Inputs) -> None:
+def _check_labels(path: str, encoder: Encoder, inputs: Inputs) -> None:
     """A fine-tuned teacher must have the task's classes, and name them as the data does or not at all."""
-    teacher = Encoder.load(path, head="finetuned", num_labels=inputs.num_labels).model.config.id2label
+    teacher = encoder.model.config.id2label
     assert teacher is not None, "transformers names every class"
+    if len(teacher) != inputs.num_labels:
+        raise ValueError(f"{path} was fine-tuned on {len(teacher)} labels, the task has {inputs.num_labels}")
     own = inputs.id2label
     generic = {i: f"LABEL_{i}" for i in range(inputs.num_labels)}
     if (

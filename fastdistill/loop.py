@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastdistill.batch import Batch
 from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, weights
 from fastdistill.data.packing import Loader
 from fastdistill.log import Log
@@ -83,6 +84,13 @@ def epoch_ends(loader: Loader, steps: int, accumulate: int) -> frozenset[int]:
     return frozenset(end for end in ends if end <= steps)
 
 
+def _not_finite(stage: str, step: int, what: str, value: str) -> str:
+    return (
+        f"stage {stage}, step {step}: the {what} {value}; training stopped, the last good checkpoint is kept. "
+        f"Lower --{stage}.optim.learning_rate and continue with --resume"
+    )
+
+
 class Meter:
     """Term values of the steps since the last reading; they stay on the device until then."""
 
@@ -104,11 +112,7 @@ class Meter:
         if len(bad):
             row, column = bad[0].tolist()
             step = last_step - len(self.values) + 1 + row
-            raise FloatingPointError(
-                f"stage {stage}, step {step}: the {names[column]} is {table[row, column].item()}; training "
-                "stopped and the last good checkpoint is kept. Lower the learning rate or use --precision fp32, and "
-                "run the stage again with --from_stage"
-            )
+            raise FloatingPointError(_not_finite(stage, step, f"{names[column]} is", f"{table[row, column].item()}"))
         self.values = []
         return dict(zip(names, table.double().mean(0).tolist(), strict=True))
 
@@ -150,18 +154,26 @@ def train(
     score_at = epoch_ends(loader, steps, accumulate) if validate and stage.keep == "best" else frozenset()
     log.stage(name, steps, progress.step)
     student.train()
-    clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
 
+    def forward(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batch.to(runtime.device)
+        with runtime.autocast():
+            target = teacher(batch, objective.teacher_taps) if teacher is not None else None
+            output = student(batch, objective.student_taps)
+            loss, values = objective(output, target, batch)
+        return loss, values
+
+    if progress.step == 0:
+        _, first = next(loader.batches())
+        with torch.random.fork_rng():  # the guard must not move the dropout of what follows
+            check_alive(lambda: forward(first)[1], student)
+
+    clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
     while progress.step < steps:
         totals: dict[str, Tensor] = {}
         for _ in range(accumulate):
-            batch = next(batches)[1].to(runtime.device)
-            with runtime.autocast():
-                target = teacher(batch, objective.teacher_taps) if teacher is not None else None
-                output = student(batch, objective.student_taps)
-                loss, values = objective(output, target, batch)
-            if progress.step == 0 and not totals:
-                check_alive(values, list(student.parameters()))
+            _, batch = next(batches)
+            loss, values = forward(batch)
             (loss / accumulate).backward()
             progress.tokens += batch.num_tokens
             for term, value in (values | {"loss": loss}).items():
@@ -190,14 +202,18 @@ def train(
                 seconds=progress.seconds,
             )
             logged_seconds, logged_tokens = progress.seconds, progress.tokens
+        paused = time.perf_counter()
         if validate and progress.step in score_at:
             score = validate(student)
             log.record(event="validation", stage=name, step=progress.step, score=score)
             if progress.best_score is None or score >= progress.best_score:
                 progress.best_score, state.best = score, weights(student)
         if save:
+            if not all(p.isfinite().all() for p in parameters):
+                raise FloatingPointError(_not_finite(name, progress.step, "weights are", "not finite"))
             progress.log_offset = log.offset
             checkpoints.save(state)
+        clock += time.perf_counter() - paused
     if state.best is not None:
         student.load_state_dict(state.best)
     return progress

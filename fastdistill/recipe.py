@@ -139,7 +139,7 @@ class Optim:
     Args:
         learning_rate: peak learning rate.
         lr_scheduler_type: what follows the warm-up.
-        warmup_ratio: share of the steps over which the learning rate rises from 0.
+        warmup_ratio: share of the steps over which the learning rate rises to its peak.
         weight_decay: decoupled weight decay, on matrices only (not on biases and norms).
         max_grad_norm: gradient norm above which gradients are scaled down; 0 switches clipping off.
     """

@@ -34,7 +34,8 @@ def write(recipe: Recipe, inputs: Inputs, space: Workspace, log: Log, student: P
     if not path.exists():
         report = measure(recipe, inputs, space, student)
         publish(space.student, lambda to: _export(student, to, model_card(report)))
-        figure = loss_curves(records(space.log))
+        ran = ["finetune", *(stage["name"] for stage in report["stages"]), "control"]
+        figure = loss_curves([r for r in records(space.log) if r["stage"] in ran])
         figure.savefig(space.root / "losses.png", dpi=110)
         (space.root / "report.md").write_text(to_markdown(report))
         temporary = path.with_suffix(".tmp")
@@ -60,7 +61,7 @@ def first_and_last(log: Path, stage: str) -> dict[str, list[float]]:
 
 def results(recipe: Recipe, space: Workspace) -> list[dict[str, Any]]:
     """The results of the distillation stages that ran, in order."""
-    paths = [space.stage(name) / "result.json" for name in recipe.stages]
+    paths = [space.stage(name) / "result.json" for name, stage in recipe.stages.items() if not stage.skip]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
@@ -92,6 +93,7 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path) -> 
         models[name] = {
             "score": scored,
             "metric": metric_of(recipe.task) if scored is not None else None,
+            "probe": scored is not None and not headed[name],
             "parameters": plain[name].num_parameters(),
             "latency_ms": round(latency[name], 3),
         }
@@ -103,7 +105,7 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path) -> 
     teacher, small = models["teacher"], models["student"]
     return {
         **models,
-        "retention": small["score"] / teacher["score"] if small["score"] and teacher["score"] else None,
+        "retention": small["score"] / teacher["score"] if headed["student"] and teacher["score"] else None,
         "compression": teacher["parameters"] / small["parameters"],
         "speedup": teacher["latency_ms"] / small["latency_ms"],
         "stages": stages,
@@ -125,7 +127,7 @@ def _export(stage: Path, to: Path, card: str) -> None:
 
 
 def _row(name: str, values: dict[str, Any], teacher: dict[str, Any]) -> str:
-    scored = "-" if values["score"] is None else f"{100 * values['score']:.1f}"
+    scored = "-" if values["score"] is None else f"{100 * values['score']:.1f}" + " (probe)" * values["probe"]
     return (
         f"| {name} | {scored} | {values['parameters'] / 1e6:.1f}M | {values['latency_ms']:.1f} ms | "
         f"{teacher['parameters'] / values['parameters']:.1f}x | {teacher['latency_ms'] / values['latency_ms']:.1f}x |"

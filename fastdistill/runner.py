@@ -52,7 +52,7 @@ def run(
     check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage)
     runtime = Runtime.of(recipe)
     inputs = load_inputs(recipe)
-    space = open_workspace(recipe, overwrite=overwrite, from_stage=from_stage)
+    space = open_workspace(recipe, inputs.fingerprint, overwrite=overwrite, from_stage=from_stage)
     with Log(space.log) as log:
         for part, counts in inputs.data_counts().items():
             log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
@@ -91,7 +91,7 @@ class Runner:
             teacher = Encoder.load(self.recipe.teacher.finetuned, head="finetuned").to(self.runtime.device)
             self._publish(folder, None, {}, {"name": "teacher", "score": self._score(teacher)})
         elif not stage.skip:
-            torch.manual_seed(seed_of(self.recipe.seed, "finetune"))
+            torch.manual_seed(seed_of(self.recipe.seed, "head"))
             teacher = Encoder.load(
                 self.recipe.teacher.path, head="fresh", num_labels=self.inputs.num_labels, id2label=self.inputs.id2label
             )
@@ -108,7 +108,6 @@ class Runner:
         """One stage, from the student folder `start` to the folder it returns."""
         folder = self.space.stage(name)
         if not folder.exists():
-            torch.manual_seed(seed_of(self.recipe.seed, name))
             student = self._load_student(start, stage)
             path, head = self.inputs.teacher_path(stage, self.space.teacher)
             teacher = Encoder.load(path, head=head) if path else None
@@ -121,7 +120,6 @@ class Runner:
         steps = sum(r["steps"] for r in report.results(self.recipe, self.space) if r["data"] == "task")
         if folder.exists() or stage.skip or self.inputs.task is None or not steps:
             return
-        torch.manual_seed(seed_of(self.recipe.seed, "control"))
         student = self._load_student(self.space.stage("init"), stage)
         self._train("control", dataclasses.replace(stage, steps=steps, epochs=None), student, None, folder)
 
@@ -132,6 +130,7 @@ class Runner:
         assert task is not None, "label losses need a task; inputs are checked"
         headed = json.loads((folder / "result.json").read_text()).get("head", False)
         head: Head = "finetuned" if headed else "fresh"
+        torch.manual_seed(seed_of(self.recipe.seed, "head"))  # one for all: the control starts with the same head
         return Encoder.load(folder, head=head, num_labels=self.inputs.num_labels, id2label=self.inputs.id2label)
 
     def _train(
@@ -144,6 +143,7 @@ class Runner:
         start: Path | None = None,
     ) -> None:
         """Train one job and publish its folder: weights, tokenizer, projections, result."""
+        torch.manual_seed(seed_of(self.recipe.seed, name))
         layers: LayerMap = ()
         if teacher is not None:
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
@@ -192,7 +192,7 @@ class Runner:
         assert task is not None
         assert task.validation.labels is not None
         predictions = predict(encoder, task.validation, self.runtime.device)
-        return score(metric_of(self.recipe.task), predictions, task.validation.labels)
+        return score(metric_of(self.recipe.task), predictions, task.validation.labels, self.inputs.num_labels)
 
     def _score(self, encoder: Encoder) -> float | None:
         """The task score on the held-out rows; by a linear probe where there is no head."""
@@ -204,7 +204,7 @@ class Runner:
         else:
             predictions = probe(encoder, task.train, task.test, self.recipe.task, self.runtime.device)
         assert task.test.labels is not None
-        return score(metric_of(self.recipe.task), predictions, task.test.labels)
+        return score(metric_of(self.recipe.task), predictions, task.test.labels, self.inputs.num_labels)
 
     def _publish(
         self, folder: Path, encoder: Encoder | None, projections: dict[str, Tensor], result: dict[str, object]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fastdistill.recipe import Recipe
 
-# what the end of a run makes from its stages, and what the stages are made from
-OUTCOME = ("control", "checkpoints", "student", "report.json", "report.md", "losses.png")
+# what the end of a run makes from its stages (the report first: without it a run is not finished), and the rest
+OUTCOME = ("report.json", "control", "checkpoints", "student", "report.md", "losses.png")
 SOURCES = ("log.jsonl", "teacher", "stages")
 
 
@@ -40,7 +40,7 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
             another recipe's run; two of the three are given; the stage or the one before it is not there.
         OSError: the directory cannot be written.
     """
-    space = Workspace(Path(recipe.output_dir))
+    space = Workspace(Path(recipe.output_dir).expanduser())
     if resume + overwrite + (from_stage is not None) > 1:
         raise ValueError("--resume, --overwrite and --from_stage exclude each other: give one")
     parent = next(p for p in (space.root, *space.root.absolute().parents) if p.exists())
@@ -52,11 +52,6 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
     if occupied and not space.recipe.exists():
         raise ValueError(
             f"output_dir {space.root} holds files that are not a run of fastdistill: choose another --output_dir"
-        )
-    if occupied and resume and (changed := _differences(json.loads(space.recipe.read_text()), _to_json(recipe))):
-        raise ValueError(
-            f"{space.root} was made with other values of {', '.join(changed)}: resume it with the same recipe, "
-            "or start again with --overwrite"
         )
     if from_stage is not None:
         stages = [name for name, stage in recipe.stages.items() if not stage.skip]
@@ -72,10 +67,43 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
                 f"stage {from_stage} starts from {space.stage(before)}, which does not exist: run {before} first"
             )
 
+    if occupied and not overwrite:
+        old, new = json.loads(space.recipe.read_text())["recipe"], _to_json(recipe)
+        changed = [name for name in _differences(old, new) if not _may_change(name, space, recipe, from_stage)]
+        if changed:
+            raise ValueError(
+                f"{space.root} was made with other values of {', '.join(changed)}: use the same, start again with "
+                "--overwrite, or change only what has not run yet"
+            )
 
-def open_workspace(recipe: Recipe, *, overwrite: bool, from_stage: str | None) -> Workspace:
-    """Make the output directory ready, after `check_workspace` passed: delete what this run makes again."""
-    space = Workspace(Path(recipe.output_dir))
+
+def _may_change(name: str, space: Workspace, recipe: Recipe, from_stage: str | None) -> bool:
+    """Whether the value called `name` may differ from those that the directory's run began with.
+
+    Stages that have not begun may change, of the one that stopped half way the optimiser alone. Where data lies may
+    change, for its content is compared; so may what decides no result.
+    """
+    part, _, option = name.partition(".")
+    if name in ("output_dir", "cache_dir", "general.path", "task.path", "logging_steps", "save_steps"):
+        return True
+    if part in recipe.stages and from_stage is not None:
+        return list(recipe.stages).index(part) >= list(recipe.stages).index(from_stage)
+    folders = {"finetune": space.teacher, "control": space.control} | {n: space.stage(n) for n in recipe.stages}
+    if part not in folders or (folders[part].exists() and not (part == "control" and from_stage)):
+        return False
+    begun = from_stage is None and any(space.checkpoints.glob(f"{part}-*"))
+    return option.startswith("optim.") or not begun
+
+
+def open_workspace(recipe: Recipe, fingerprint: str, *, overwrite: bool, from_stage: str | None) -> Workspace:
+    """Make the output directory ready, after `check_workspace` passed: delete what this run makes again.
+
+    Raises:
+        ValueError: the directory's run read other data; `fingerprint` tells.
+    """
+    space = Workspace(Path(recipe.output_dir).expanduser())
+    if space.recipe.exists() and not overwrite and json.loads(space.recipe.read_text())["data"] != fingerprint:
+        raise ValueError(f"{space.root} was made from other data or another split: start again with --overwrite")
     if overwrite:
         for name in OUTCOME + SOURCES:
             _delete(space.root / name)
@@ -86,7 +114,7 @@ def open_workspace(recipe: Recipe, *, overwrite: bool, from_stage: str | None) -
             _delete(path)
     space.root.mkdir(parents=True, exist_ok=True)
     temporary = space.recipe.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_to_json(recipe), indent=1))
+    temporary.write_text(json.dumps({"recipe": _to_json(recipe), "data": fingerprint}, indent=1))
     temporary.replace(space.recipe)  # never missing beside other files: it marks the directory as a run's
     space.checkpoints.mkdir(exist_ok=True)
     return space
@@ -112,4 +140,4 @@ def _differences(old: object, new: object, name: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{name}.{k}".lstrip("."))]
-    return [] if old == new or name in ("output_dir", "cache_dir") else [name.removeprefix("stages.")]
+    return [] if old == new else [name.removeprefix("stages.")]

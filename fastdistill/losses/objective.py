@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -55,8 +56,11 @@ class Objective(nn.Module):
         self.weights = active_weights(losses)
         self.projections = nn.ModuleDict()
         self.terms: list[Term] = []
+        taught = sorted(self.weights.keys() - {"hard"})
         if teacher is not None:
             self._add_latent(losses, layers, student, teacher)
+        elif taught:
+            raise ValueError(f"the losses {', '.join(taught)} need a teacher, and there is none")
         if losses.soft or losses.hard:
             soft, hard = bool(losses.soft), bool(losses.hard)
             self.terms.append(Labels(soft=soft, hard=hard, temperature=losses.temperature, regression=regression))
@@ -115,12 +119,35 @@ def active_weights(losses: Losses) -> dict[str, float]:
     return active
 
 
-def check_alive(values: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
+def check_alive(terms: Callable[[], dict[str, Tensor]], student: nn.Module) -> None:
     """Raise ValueError unless every term is finite and gives the student a finite, non-zero gradient.
 
     A term can be dead without an error: an empty tuple zipped away, a detached tensor, a label nobody predicts. It
-    would be reported as a falling or constant number and teach nothing.
+    would be reported as a falling or constant number and teach nothing. A term that is exactly 0, as of a student
+    copied from its teacher, is judged on a slightly moved student, which is then moved back.
+
+    Args:
+        terms: computes the terms of one batch from the student as it is.
+        student: whose gradients count; those of projections do not.
     """
+    parameters = list(student.parameters())
+    values = terms()
+    _check_gradients({name: value for name, value in values.items() if value != 0}, parameters)
+    zero = [name for name, value in values.items() if value == 0]
+    if zero:
+        kept = [p.detach().clone() for p in parameters]
+        noise = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(1e-2 * torch.randn(p.shape, generator=noise).to(p))
+        moved = terms()
+        _check_gradients({name: moved[name] for name in zero}, parameters)
+        with torch.no_grad():
+            for p, before in zip(parameters, kept, strict=True):
+                p.copy_(before)
+
+
+def _check_gradients(values: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
     for name, value in values.items():
         if not torch.isfinite(value):
             raise ValueError(f"the {name} loss is {value.item()} on the first batch: check its inputs and precision")

@@ -71,7 +71,7 @@ def parse_layer_map(text: str, student_layers: int, teacher_layers: int) -> Laye
     named = [student for student, _ in pairs]
     if len(set(named)) < len(named):
         raise ValueError(f"layer map {text!r} names a student layer twice")
-    return pairs
+    return tuple(sorted(pairs))
 
 
 def _parse_pairs(text: str) -> LayerMap:
