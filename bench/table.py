@@ -17,12 +17,14 @@ def quickstart() -> str:
     """The quickstart's table and what it says in one line."""
     (path,) = (ROOT / "bench" / "results").glob("*/quickstart.json")
     report = json.loads(path.read_text())
+    latency = report["latency"]
     seconds = sum(stage["seconds"] for stage in report["stages"])
     return (
         f"{table(report)}\n\nMovie reviews, {report['data']['test']['examples']:,} held-out sentences. "
         f"The student keeps {100 * report['retention']:.1f} % of its teacher's accuracy; the control is\n"
-        f"the same student on gold labels alone. Latency: 8 sequences of 64 tokens, fp32, {path.parent.name}. "
-        f"The four stages took {seconds / 60:.1f} minutes there."
+        f"the same student on gold labels alone. Latency: {latency['batch_size']} sequences of {latency['length']} "
+        f"tokens, fp32, {latency['threads']} threads of {latency['cpu']}.\nThe four stages took "
+        f"{seconds / 60:.1f} minutes there."
     )
 
 

@@ -7,12 +7,17 @@ import difflib
 import logging
 import re
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from fastdistill.recipe import Recipe, Stage
+
+
+class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Options as jsonargparse shows them, the description as it was written."""
 
 
 class Parser(ArgumentParser):
@@ -44,6 +49,7 @@ def _nearest(message: str, known: list[str]) -> str:
 def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
     """The parser of `recipe`: its values are the defaults, each stage is a group under its own name."""
     parser = Parser(
+        formatter_class=Formatter,
         prog=prog,
         description=description,
         usage=f"python -m {prog} [--config FILE.yaml] [--OPTION VALUE ...]",
@@ -70,7 +76,10 @@ def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
 def parse(recipe: Recipe, argv: list[str] | None, prog: str, description: str) -> tuple[Recipe, Namespace]:
     """The recipe with the overrides of `argv`, and the run's own switches."""
     parser = make_parser(recipe, prog, description)
-    config = parser.instantiate(parser.parse_args(argv))
+    try:
+        config = parser.instantiate(parser.parse_args(argv))
+    except (TypeError, AttributeError, UnicodeDecodeError) as error:  # a group that is null or a list, a file not UTF-8
+        parser.error(f"the options do not fit together: {error}")
     names = [f.name for f in dataclasses.fields(Recipe) if f.name != "stages"]
     chosen = {name: getattr(config, name) for name in names}
     stages = {name: _one_length(getattr(config, name), default) for name, default in recipe.stages.items()}

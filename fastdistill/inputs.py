@@ -111,6 +111,8 @@ def load_inputs(recipe: Recipe) -> Inputs:
                 f"a stage cannot be called {name!r}: use lower-case letters, digits and _, not init or teacher"
             )
         _check_stage(name, stage, recipe)
+    if recipe.seed < 0:
+        raise ValueError(f"seed is {recipe.seed}: it must be 0 or more")
     for option in ("logging_steps", "save_steps"):
         if getattr(recipe, option) < 1:
             raise ValueError(f"{option} is {getattr(recipe, option)}: it must be 1 or more")
@@ -121,14 +123,19 @@ def load_inputs(recipe: Recipe) -> Inputs:
     needs_task = recipe.task.path is not None
     teacher = Encoder.load(base)
     tokenizer = load_tokenizer(base)
-    for what, length in (("general", recipe.general.max_length), ("task", recipe.task.max_length)):
-        if length > teacher.max_length:
-            raise ValueError(
-                f"{what}.max_length is {length}, but the teacher {base} takes {teacher.max_length} tokens at most"
-            )
+    if max(tokenizer.get_vocab().values()) >= teacher.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {base} has ids up to {max(tokenizer.get_vocab().values())}, its model embeds "
+            f"{teacher.vocab_size}: they do not belong together"
+        )
     student = make_student(teacher, recipe.student, recipe.seed)
-    if recipe.student.path is not None:
-        _check_vocabulary(recipe.student.path, tokenizer)
+    for path in (recipe.student.path, recipe.teacher.finetuned):
+        if path not in (None, base):
+            _check_vocabulary(path, tokenizer)
+    longest = min(teacher.max_length, student.max_length)
+    for what in {"general" if stage.data == "general" else "task" for stage in stages.values()}:
+        if (length := getattr(recipe, what).max_length) > longest:
+            raise ValueError(f"{what}.max_length is {length}, but teacher and student take {longest} tokens at most")
     finetuned = Encoder.load(recipe.teacher.finetuned, head="finetuned") if recipe.teacher.finetuned else teacher
     if finetuned.vocab_size != teacher.vocab_size:
         raise ValueError(
@@ -164,8 +171,8 @@ def _check_values(name: str, stage: Stage) -> None:
     """Numbers that no training could use."""
     optim, losses, accumulate = stage.optim, stage.losses, stage.gradient_accumulation_steps
     for option, value, good, bound in (
-        ("epochs", stage.epochs, stage.epochs is None or stage.epochs > 0, "above 0 (or leave the stage out: skip)"),
-        ("steps", stage.steps, stage.steps is None or stage.steps > 0, "above 0 (or leave the stage out: skip)"),
+        ("epochs", stage.epochs, stage.epochs is None or 0 < stage.epochs <= 10_000, "above 0, and 10,000 at most"),
+        ("steps", stage.steps, stage.steps is None or stage.steps > 0, "above 0"),
         ("tokens_per_batch", stage.tokens_per_batch, stage.tokens_per_batch >= 1, "1 or more"),
         ("gradient_accumulation_steps", accumulate, accumulate >= 1, "1 or more"),
         ("optim.learning_rate", optim.learning_rate, 0 < optim.learning_rate < math.inf, "above 0"),
@@ -184,7 +191,10 @@ def _check_values(name: str, stage: Stage) -> None:
 def _check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
     """What a stage asks for must be in the recipe."""
     _check_values(name, stage)
-    active = active_weights(stage.losses)
+    try:
+        active = active_weights(stage.losses)
+    except ValueError as error:
+        raise ValueError(f"stage {name}: {error}") from None
     if name in ("finetune", "control") and (stage.teacher, stage.data, set(active)) != ("none", "task", {"hard"}):
         raise ValueError(f"{name} trains on gold labels alone: leave its teacher, data and losses as they are")
     if stage.keep == "best" and not active.keys() & {"soft", "hard"}:
@@ -229,7 +239,9 @@ def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder
         try:
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
             objective = Objective(stage.losses, layers, student, teacher, regression=recipe.task.kind == "regression")
-            student.check_taps(objective.student_taps)
+            with torch.random.fork_rng():
+                headed = student.with_fresh_head(2) if objective.student_taps.logits else student
+            headed.check_taps(objective.student_taps)
             teacher.check_taps(objective.teacher_taps)
         except ValueError as error:
             raise ValueError(f"stage {name}: {error}") from None
@@ -250,8 +262,7 @@ def _check_vocabulary(path: str, tokenizer: Tokenizer) -> None:
     other = load_tokenizer(path)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"the student {path} and the teacher have tokenizers with different vocabularies: "
-            "both must read the same token ids"
+            f"{path} and the teacher have tokenizers with different vocabularies: both must read the same token ids"
         )
 
 

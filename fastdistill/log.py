@@ -9,13 +9,15 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 class Log:
     """Appends records to `path` and shows them.
 
-    Use as a context manager; `stage` opens the display of a stage, `step` reports an interval of it.
+    Use as a context manager; `stage` opens the display of a stage, `step` reports an interval of it,
+    `end_stage` closes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,12 +33,12 @@ class Log:
 
     def __enter__(self) -> Log:
         if self.console.is_terminal:
+            whole = Column(no_wrap=True)  # the terms go on in a second line before anything else is cut
             columns = (
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),
-                TimeRemainingColumn(),
+                TextColumn("[bold]{task.description}", table_column=whole),
+                MofNCompleteColumn(table_column=whole),
+                TimeRemainingColumn(table_column=whole),
+                TextColumn("{task.fields[detail]}", table_column=Column(overflow="fold")),
             )
             self.live = Progress(*columns, console=self.console)
             self.live.start()
@@ -85,6 +87,12 @@ class Log:
         self.name, self.total = name, steps
         if self.live:
             self.task = self.live.add_task(name, total=steps, completed=done, detail="")
+
+    def end_stage(self) -> None:
+        """Take the finished stage off the live display."""
+        if self.live and self.task is not None:
+            self.live.remove_task(self.task)
+            self.task = None
 
     def step(self, *, step: int, tokens_per_second: float, losses: dict[str, float], **others: float) -> None:
         """Report an interval that ended after `step` optimiser steps."""

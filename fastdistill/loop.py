@@ -208,12 +208,13 @@ def train(
             log.record(event="validation", stage=name, step=progress.step, score=score)
             if progress.best_score is None or score >= progress.best_score:
                 progress.best_score, state.best = score, weights(student)
+        if (save or last) and not all(p.isfinite().all() for p in parameters):
+            raise FloatingPointError(_not_finite(name, progress.step, "weights are", "not finite"))
         if save:
-            if not all(p.isfinite().all() for p in parameters):
-                raise FloatingPointError(_not_finite(name, progress.step, "weights are", "not finite"))
             progress.log_offset = log.offset
             checkpoints.save(state)
         clock += time.perf_counter() - paused
+    log.end_stage()
     if state.best is not None:
         student.load_state_dict(state.best)
     return progress

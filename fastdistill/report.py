@@ -74,17 +74,18 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path) -> 
         "control": space.control,
     }
     if task is None or not (space.teacher / "result.json").exists():
-        folders["teacher"] = recipe.teacher.path
+        folders["teacher"] = recipe.teacher.path or str(recipe.teacher.finetuned)
     if not space.control.exists():
         del folders["control"]
     stages = results(recipe, space)
     headed = {
-        "teacher": task is not None and folders["teacher"] != recipe.teacher.path,
+        "teacher": (space.teacher / "result.json").exists(),
         "student": stages[-1]["head"],
         "control": True,
     }
     plain = {name: load_plain(path, head=headed[name]) for name, path in folders.items()}
-    latency = latency_ms(plain)
+    length = min(64, inputs.student.max_length)
+    latency = latency_ms(plain, batch_size=8, length=length)
     models: Report = {}
     predictions: dict[str, np.ndarray] = {}
     for name, path in folders.items():
@@ -110,6 +111,7 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path) -> 
         "speedup": teacher["latency_ms"] / small["latency_ms"],
         "stages": stages,
         "data": inputs.data_counts(),
+        "latency": {"batch_size": 8, "length": length, "threads": torch.get_num_threads(), "cpu": cpu_name()},
         "seed": recipe.seed,
         "versions": {"fastdistill": __version__}
         | {name: version(name) for name in ("torch", "transformers", "datasets", "numpy")}
@@ -147,17 +149,20 @@ def table(report: Report) -> str:
 
 def summary(report: Report) -> str:
     """The table, and how much of the teacher the student keeps."""
-    kept = (
-        ""
-        if report["retention"] is None
-        else f"\n\nThe student keeps {100 * report['retention']:.1f} % of its teacher's score"
-    )
-    agreement = report["student"].get("agreement")
-    return (
-        table(report)
-        + kept
-        + ("" if agreement is None else f" and agrees with it on {100 * agreement:.1f} % of the rows.")
-    )
+    sentences = []
+    if report["retention"] is not None:
+        sentences.append(f"The student keeps {100 * report['retention']:.1f} % of its teacher's score.")
+    if "agreement" in report["student"]:
+        sentences.append(f"It agrees with its teacher on {100 * report['student']['agreement']:.1f} % of the rows.")
+    return "\n\n".join([table(report), " ".join(sentences)]).strip()
+
+
+def cpu_name() -> str:
+    """What the machine calls its processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def to_markdown(report: Report) -> str:
@@ -174,7 +179,7 @@ def to_markdown(report: Report) -> str:
             f"| {s['name']} | {s['teacher']} | {s['data']} | {s['steps']} | {s['tokens']:,} | {s['seconds']:.0f} | "
             f"{s['tokens_per_second']:,.0f} | {scored} | {terms} |"
         )
-    data = report["data"]
+    data, latency = report["data"], report["latency"]
     rows = {name: data[name]["examples"] if name in data else 0 for name in ("validation", "test")}
     read = []
     for name, counts in data.items():
@@ -185,9 +190,10 @@ def to_markdown(report: Report) -> str:
 {summary(report)}
 
 Scores are of {rows["test"]:,} held-out rows that no choice was made on; every choice was made on
-{rows["validation"]:,} validation rows. Latency is the median of a forward pass of 8 sequences of
-64 tokens in fp32 on this machine's CPU, the models taking turns. The control is the same student, from the same
-initial weights, trained on gold labels alone for as many steps as the stages on task data took.
+{rows["validation"]:,} validation rows. Latency is the median of a forward pass of {latency["batch_size"]} sequences
+of {latency["length"]} tokens in fp32 on {latency["threads"]} threads of {latency["cpu"]}, the models taking turns. The
+control is the same student, from the same initial weights, trained on gold labels alone for as many steps as the stages
+on task data took.
 
 ## Stages
 
@@ -211,7 +217,9 @@ Seed {report["seed"]}; {", ".join(f"{name} {number}" for name, number in report[
 
 def model_card(report: Report) -> str:
     """The README of the student folder."""
-    teacher, task = report["recipe"]["teacher"], report["recipe"]["task"]["path"]
+    recipe, latency = report["recipe"], report["latency"]
+    teacher = Path(recipe["teacher"]["finetuned"] or recipe["teacher"]["path"]).name
+    task = recipe["task"]["name"] or Path(recipe["task"]["path"] or "").name
     return f"""---
 library_name: transformers
 tags: [distillation, fastdistill]
@@ -219,12 +227,13 @@ tags: [distillation, fastdistill]
 
 # Distilled student
 
-A student of `{teacher["finetuned"] or teacher["path"]}`, distilled with fastdistill
+A student of `{teacher}`, distilled with fastdistill
 {f"on `{task}`" if task else "on general text"} through the stages {", ".join(s["name"] for s in report["stages"])}.
 
 {summary(report)}
 
-Figures are of held-out rows; latency is of 8 sequences of 64 tokens in fp32 on the CPU of the machine that made it.
+Figures are of held-out rows; latency is of {latency["batch_size"]} sequences of {latency["length"]} tokens in fp32 on
+{latency["threads"]} threads of {latency["cpu"]}.
 """
 
 

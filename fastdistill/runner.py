@@ -52,19 +52,13 @@ def run(
     check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage)
     runtime = Runtime.of(recipe)
     inputs = load_inputs(recipe)
-    space = open_workspace(recipe, inputs.fingerprint, overwrite=overwrite, from_stage=from_stage)
-    with Log(space.log) as log:
-        for part, counts in inputs.data_counts().items():
-            log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
-        runner = Runner(recipe, inputs, space, log, runtime)
-        runner.finetune_teacher()
-        folder = runner.make_initial_student()
-        for name, stage in recipe.stages.items():
-            if not stage.skip:
-                folder = runner.distil(name, stage, start=folder)
-        runner.train_control()
-        shutil.rmtree(space.checkpoints)
-        return report.write(recipe, inputs, space, log, student=folder)
+    space = Workspace.of(recipe)
+    with space.lock():
+        open_workspace(space, recipe, inputs.fingerprint, overwrite=overwrite, from_stage=from_stage)
+        with Log(space.log) as log:
+            for part, counts in inputs.data_counts().items():
+                log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
+            return Runner(recipe, inputs, space, log, runtime).run()
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -81,6 +75,17 @@ class Runner:
     space: Workspace
     log: Log
     runtime: Runtime
+
+    def run(self) -> report.Report:
+        """All of them, in order."""
+        self.finetune_teacher()
+        folder = self.make_initial_student()
+        for name, stage in self.recipe.stages.items():
+            if not stage.skip:
+                folder = self.distil(name, stage, start=folder)
+        self.train_control()
+        shutil.rmtree(self.space.checkpoints)
+        return report.write(self.recipe, self.inputs, self.space, self.log, student=folder)
 
     def finetune_teacher(self) -> None:
         """Stage 0: the teacher learns the task, or shows that it already has."""

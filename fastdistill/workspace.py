@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fastdistill.recipe import Recipe
 
-# what the end of a run makes from its stages (the report first: without it a run is not finished), and the rest
+# what the end of a run makes from its stages, and the rest
 OUTCOME = ("report.json", "control", "checkpoints", "student", "report.md", "losses.png")
 SOURCES = ("log.jsonl", "teacher", "stages")
 
@@ -28,6 +32,25 @@ class Workspace:
         self.checkpoints = root / "checkpoints"
         self.recipe = root / "recipe.json"
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> Workspace:
+        return cls(Path(recipe.output_dir).expanduser())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory, so that no second run works in it; a killed run lets go of it.
+
+        Raises:
+            ValueError: another run holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another run is at work in {self.root}: choose another --output_dir") from None
+            yield
+
     def stage(self, name: str) -> Path:
         return self.root / "stages" / name
 
@@ -40,13 +63,13 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
             another recipe's run; two of the three are given; the stage or the one before it is not there.
         OSError: the directory cannot be written.
     """
-    space = Workspace(Path(recipe.output_dir).expanduser())
+    space = Workspace.of(recipe)
     if resume + overwrite + (from_stage is not None) > 1:
         raise ValueError("--resume, --overwrite and --from_stage exclude each other: give one")
     parent = next(p for p in (space.root, *space.root.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise PermissionError(f"output_dir {space.root} cannot be written ({parent}): choose another --output_dir")
-    occupied = space.root.exists() and any(path.suffix != ".tmp" for path in space.root.iterdir())
+    occupied = space.root.exists() and any(p.suffix != ".tmp" and p.name != ".lock" for p in space.root.iterdir())
     if occupied and not (resume or overwrite or from_stage):
         raise ValueError(f"output_dir {space.root} is not empty: give --resume, --overwrite or another --output_dir")
     if occupied and not space.recipe.exists():
@@ -62,19 +85,35 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
                 + (f"; did you mean {close[0]}?" if close else "")
             )
         before = ["init", *stages][stages.index(from_stage)]
-        if not space.stage(before).exists():
+        if not all((space.stage(before) / file).exists() for file in ("model.safetensors", "result.json")):
             raise FileNotFoundError(
                 f"stage {from_stage} starts from {space.stage(before)}, which does not exist: run {before} first"
             )
 
     if occupied and not overwrite:
-        old, new = json.loads(space.recipe.read_text())["recipe"], _to_json(recipe)
+        old, new = _saved(space)["recipe"], _to_json(recipe)
         changed = [name for name in _differences(old, new) if not _may_change(name, space, recipe, from_stage)]
         if changed:
             raise ValueError(
                 f"{space.root} was made with other values of {', '.join(changed)}: use the same, start again with "
                 "--overwrite, or change only what has not run yet"
             )
+
+    doomed = _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage)
+    inputs = (recipe.teacher.path, recipe.teacher.finetuned, recipe.student.path, recipe.general.path, recipe.task.path)
+    for path in inputs:
+        if path and any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in doomed):
+            raise ValueError(
+                f"{path} lies in what this run would delete: copy it elsewhere, or choose another --output_dir"
+            )
+
+
+def _doomed(space: Workspace, recipe: Recipe, *, overwrite: bool, from_stage: str | None) -> list[Path]:
+    """What the run deletes before it starts, in this order; a run without its report is not finished."""
+    names = list(recipe.stages)
+    again = [] if from_stage is None else [space.stage(name) for name in names[names.index(from_stage) :]]
+    outcome = [space.root / name for name in OUTCOME] if overwrite or again else []
+    return outcome + again + ([space.root / name for name in SOURCES] if overwrite else [])
 
 
 def _may_change(name: str, space: Workspace, recipe: Recipe, from_stage: str | None) -> bool:
@@ -95,29 +134,24 @@ def _may_change(name: str, space: Workspace, recipe: Recipe, from_stage: str | N
     return option.startswith("optim.") or not begun
 
 
-def open_workspace(recipe: Recipe, fingerprint: str, *, overwrite: bool, from_stage: str | None) -> Workspace:
+def open_workspace(
+    space: Workspace, recipe: Recipe, fingerprint: str, *, overwrite: bool, from_stage: str | None
+) -> None:
     """Make the output directory ready, after `check_workspace` passed: delete what this run makes again.
 
     Raises:
         ValueError: the directory's run read other data; `fingerprint` tells.
     """
-    space = Workspace(Path(recipe.output_dir).expanduser())
-    if space.recipe.exists() and not overwrite and json.loads(space.recipe.read_text())["data"] != fingerprint:
+    if space.recipe.exists() and not overwrite and _saved(space)["data"] != fingerprint:
         raise ValueError(f"{space.root} was made from other data or another split: start again with --overwrite")
-    if overwrite:
-        for name in OUTCOME + SOURCES:
-            _delete(space.root / name)
-    if from_stage is not None:
-        names = list(recipe.stages)
-        again = [space.stage(name) for name in names[names.index(from_stage) :]]
-        for path in (*(space.root / name for name in OUTCOME), *again):
-            _delete(path)
-    space.root.mkdir(parents=True, exist_ok=True)
+    for path in _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage):
+        _delete(path)
+    for path in space.root.glob("**/.*.tmp"):  # left by a kill
+        _delete(path)
     temporary = space.recipe.with_suffix(".tmp")
     temporary.write_text(json.dumps({"recipe": _to_json(recipe), "data": fingerprint}, indent=1))
     temporary.replace(space.recipe)  # never missing beside other files: it marks the directory as a run's
     space.checkpoints.mkdir(exist_ok=True)
-    return space
 
 
 def _delete(path: Path) -> None:
@@ -128,6 +162,15 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _saved(space: Workspace) -> dict[str, Any]:
+    """The recipe and the data that the directory's run began with."""
+    try:
+        saved = json.loads(space.recipe.read_text())
+        return {"recipe": saved["recipe"], "data": saved["data"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{space.recipe} is damaged ({error!r}): start again with --overwrite") from None
 
 
 def _to_json(recipe: Recipe) -> dict[str, object]:

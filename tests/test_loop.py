@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastdistill.checkpoint import Checkpoints
+from fastdistill import loop
+from fastdistill.batch import Batch
+from fastdistill.checkpoint import Checkpoints, Progress
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.log import Log
 from fastdistill.loop import Meter, Runtime, epoch_ends, learning_rate, make_optimizer, train
 from fastdistill.losses.objective import Objective
+from fastdistill.models.capture import Captured
 from fastdistill.models.encoder import Encoder
 from fastdistill.recipe import Losses, Optim, Stage
+from tests.tiny import tiny_recipe
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
@@ -76,66 +85,198 @@ def test_meter_names_the_first_step_that_is_not_finite(bad: float) -> None:
 
 
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, logging_steps=1, save_steps=1000)
+HARD = Stage(teacher="none", losses=Losses(hard=1.0), tokens_per_batch=60, optim=Optim(learning_rate=1e-2))
 
 
-def train_once(tmp_path: Path, world: Path, stage: Stage, steps: int, **losses: float) -> dict[str, torch.Tensor]:
+class Spy(Objective):
+    """The objective, which also notes how it was called, and raises before call number `fail_at`."""
+
+    def __init__(self, student: Encoder, fail_at: int = -1) -> None:
+        super().__init__(Losses(hard=1.0), (), student, None)
+        self.student, self.calls, self.fail_at = [student], [], fail_at
+
+    def forward(self, student: Captured, teacher: Captured | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(self.calls) == self.fail_at:
+            raise KeyboardInterrupt
+        assert student.logits is not None
+        self.calls.append((self.student[0].training, student.logits.dtype, batch.num_tokens))
+        return super().forward(student, teacher, batch)
+
+
+def load(world: Path) -> Encoder:
     torch.manual_seed(0)
-    student = Encoder.load(world / "teacher", head="fresh", num_labels=2)
-    for module in student.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    objective = Objective(Losses(hard=1.0), (), student, None)
-    loader = Loader(sequences(), stage.tokens_per_batch, seed=1)
-    tmp_path.mkdir(exist_ok=True)
-    with Log(tmp_path / "log.jsonl") as log:
-        train(
-            "x", stage, student, None, objective, loader, steps,
-            runtime=RUNTIME, checkpoints=Checkpoints(tmp_path, "x"), log=log, validate=None,
+    return Encoder.load(world / "teacher", head="fresh", num_labels=2)
+
+
+def train_once(
+    folder: Path,
+    student: Encoder,
+    stage: Stage,
+    steps: int,
+    *,
+    runtime: Runtime = RUNTIME,
+    validate: Callable[[Encoder], float] | None = None,
+    spy: Spy | None = None,
+) -> Progress:
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(1)
+    with Log(folder / "log.jsonl") as log:
+        return train(
+            "x", stage, student, None, spy or Spy(student), Loader(sequences(), stage.tokens_per_batch, seed=1), steps,
+            runtime=runtime, checkpoints=Checkpoints(folder, "x"), log=log, validate=validate,
         )  # fmt: skip
-    return {name: p.detach() for name, p in student.named_parameters()}
+
+
+def logged(folder: Path, event: str = "step") -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [r for r in records if r["event"] == event]
+
+
+def weights_of(student: Encoder) -> list[Tensor]:
+    return [p.detach().clone() for p in student.parameters()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_training_changes_the_student_and_lowers_the_loss(tmp_path: Path, world: Path) -> None:
-    import json
-
-    stage = Stage(teacher="none", losses=Losses(hard=1.0), tokens_per_batch=300, optim=Optim(learning_rate=1e-2))
-    train_once(tmp_path, world, stage, 30)
-    losses = [json.loads(line)["losses"]["hard"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    train_once(tmp_path, load(world), replace(HARD, tokens_per_batch=300), 60)
+    losses = [r["losses"]["hard"] for r in logged(tmp_path)]
     assert losses[-1] < 0.7 * losses[0]
 
 
 def test_accumulated_step_is_the_step_on_the_mean_gradient(tmp_path: Path, world: Path) -> None:
-    """With plain means over equal batches, k accumulated batches give the gradient of their mean loss."""
-    stage = Stage(
-        teacher="none",
-        losses=Losses(hard=1.0),
-        tokens_per_batch=60,
-        gradient_accumulation_steps=3,
-        optim=Optim(max_grad_norm=0.0),
-    )
-    torch.manual_seed(0)
-    student = Encoder.load(world / "teacher", head="fresh", num_labels=2).eval()
-    objective = Objective(Losses(hard=1.0), (), student, None)
+    """Means over batches of their own: k accumulated batches give the gradient of the mean of their losses."""
+    stage = replace(HARD, gradient_accumulation_steps=3, optim=Optim(max_grad_norm=0.0))
+    by_hand, trained = no_dropout(load(world)), no_dropout(load(world))
+    objective = Objective(Losses(hard=1.0), (), by_hand, None)
     batches = [batch for (_, batch), _ in zip(Loader(sequences(), 60, seed=1).batches(), range(3), strict=False)]
-    losses = [objective(student(batch, objective.student_taps), None, batch)[0] for batch in batches]
+    losses = [objective(by_hand(batch, objective.student_taps), None, batch)[0] for batch in batches]
     torch.stack(losses).mean().backward()
-    optimizer = make_optimizer(stage.optim, student, objective)
+    optimizer = make_optimizer(stage.optim, by_hand, objective)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(stage.optim, 0, 1)
     optimizer.step()
-    trained = train_once(tmp_path / "run", world, stage, 1)
-    for name, parameter in student.named_parameters():
-        torch.testing.assert_close(trained[name], parameter.detach())
+    progress = train_once(tmp_path, trained, stage, 1)
+    for (name, expected), got in zip(by_hand.named_parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, msg=name)
+    assert progress.tokens == sum(batch.num_tokens for batch in batches)
+
+
+def no_dropout(encoder: Encoder) -> Encoder:
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return encoder
+
+
+def test_the_learning_rate_logged_is_the_one_applied(tmp_path: Path, world: Path) -> None:
+    """Adam's first step moves every weight with a gradient by the learning rate, whatever the gradient's size."""
+    stage = replace(HARD, optim=Optim(learning_rate=1e-3, weight_decay=0.0, warmup_ratio=0.5))
+    student = no_dropout(load(world))
+    before = student.model.get_submodule("classifier").weight.detach().clone()  # type: ignore[union-attr,operator]
+    train_once(tmp_path, student, stage, 1)
+    after = student.model.get_submodule("classifier").weight.detach()  # type: ignore[union-attr,operator]
+    rate = learning_rate(stage.optim, 0, 1)
+    assert [r["learning_rate"] for r in logged(tmp_path)] == [rate]
+    torch.testing.assert_close((after - before).abs().max(), torch.tensor(rate), rtol=1e-3, atol=0)
+    train_once(tmp_path / "more", load(world), stage, 8)
+    assert [r["learning_rate"] for r in logged(tmp_path / "more")] == [
+        learning_rate(stage.optim, n, 8) for n in range(8)
+    ]
+
+
+def test_gradients_are_clipped(tmp_path: Path, world: Path) -> None:
+    """A norm far below Adam's epsilon leaves the weights where they are."""
+    moved = []
+    for norm in (0.0, 1e-14):
+        student = load(world)
+        before = weights_of(student)
+        train_once(tmp_path / str(norm), student, replace(HARD, optim=Optim(max_grad_norm=norm, weight_decay=0.0)), 1)
+        moved.append(max(float((a - b).abs().max()) for a, b in zip(weights_of(student), before, strict=True)))
+    assert moved[0] > 1e-6
+    assert moved[1] < 1e-9
+
+
+def test_the_best_epoch_is_kept(tmp_path: Path, world: Path) -> None:
+    seen: list[list[Tensor]] = []
+    scores = [0.1, 0.9, 0.5, 0.2]
+
+    def validate(encoder: Encoder) -> float:
+        seen.append(weights_of(encoder))
+        return scores[len(seen) - 1]
+
+    loader = Loader(sequences(), 60, seed=1)
+    per_epoch = [len(loader.plan(epoch)) for epoch in range(4)]
+    student = load(world)
+    progress = train_once(tmp_path, student, replace(HARD, keep="best"), sum(per_epoch), validate=validate)
+    assert [r["step"] for r in logged(tmp_path, "validation")] == np.cumsum(per_epoch).tolist()
+    assert same(weights_of(student), seen[1])
+    assert not same(seen[1], seen[3])
+    assert progress.best_score == 0.9
+
+
+def test_the_last_step_is_kept_where_the_stage_says_so(tmp_path: Path, world: Path) -> None:
+    student = load(world)
+    train_once(tmp_path, student, HARD, 5, validate=lambda _: pytest.fail("validated"))
+    assert logged(tmp_path, "validation") == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_student_trains_in_train_mode_and_in_the_precision_asked_for(
+    tmp_path: Path, world: Path, dtype: torch.dtype
+) -> None:
+    student = load(world)
+    spy = Spy(student)
+    train_once(tmp_path, student, HARD, 3, runtime=replace(RUNTIME, dtype=dtype), spy=spy)
+    assert {call[:2] for call in spy.calls} == {(True, dtype)}
+
+
+def test_a_dead_term_stops_the_run_before_a_step(tmp_path: Path, world: Path) -> None:
+    student = load(world).requires_grad_(False)
+    with pytest.raises(ValueError, match="hard loss does not depend on the student"):
+        train_once(tmp_path, student, HARD, 3)
+    assert logged(tmp_path) == []
+
+
+def test_the_guard_does_not_move_the_dropout_that_follows(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded, free = load(world), load(world)
+    train_once(tmp_path / "a", guarded, HARD, 2)
+    monkeypatch.setattr(loop, "check_alive", lambda *_: None)
+    train_once(tmp_path / "b", free, HARD, 2)
+    assert same(weights_of(guarded), weights_of(free))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_interrupted_training_goes_on_to_the_bit(tmp_path: Path, world: Path, dtype: torch.dtype) -> None:
+    """With accumulation, several epochs, the best one kept, and in bf16 too."""
+    stage = replace(HARD, gradient_accumulation_steps=2, keep="best")
+    runtime = replace(RUNTIME, dtype=dtype, save_steps=2)
+    scores = {name: itertools.cycle([0.3, 0.8, 0.1, 0.2, 0.4]) for name in ("whole", "parts")}
+    whole, first, second = load(world), load(world), load(world)
+    train_once(tmp_path / "whole", whole, stage, 9, runtime=runtime, validate=lambda _: next(scores["whole"]))
+    spy = Spy(first, fail_at=1 + 2 * 6 + 1)  # the guard's call, six steps, half a step
+    parts, validate = tmp_path / "parts", lambda _: next(scores["parts"])
+    with pytest.raises(KeyboardInterrupt):
+        train_once(parts, first, stage, 9, runtime=runtime, spy=spy, validate=validate)
+    assert Checkpoints(parts, "x").latest() is not None
+    train_once(parts, second, stage, 9, runtime=runtime, validate=validate)
+    assert same(weights_of(whole), weights_of(second))
+
+
+def test_weights_that_overflow_are_not_handed_on(tmp_path: Path, world: Path) -> None:
+    stage = replace(HARD, optim=Optim(learning_rate=1e38, warmup_ratio=0.0, weight_decay=1e3, max_grad_norm=0.0))
+    with pytest.raises(FloatingPointError, match=r"stage x, step 1: the .* is|weights are not finite"):
+        train_once(tmp_path, load(world), stage, 1)
 
 
 def test_runtime_follows_the_recipe(world: Path, tmp_path: Path) -> None:
-    import dataclasses
-
-    from tests.tiny import tiny_recipe
-
     recipe = tiny_recipe(world, tmp_path)
-    assert Runtime.of(dataclasses.replace(recipe, device="cpu", precision="bf16")).dtype == torch.bfloat16
-    assert Runtime.of(dataclasses.replace(recipe, device="cpu", precision="fp32")).dtype == torch.float32
+    assert Runtime.of(replace(recipe, device="cpu", precision="bf16")).dtype == torch.bfloat16
+    assert Runtime.of(replace(recipe, device="cpu", precision="fp32")).dtype == torch.float32
 
 
 def test_autocast_multiplies_in_bf16_and_keeps_the_weights() -> None:

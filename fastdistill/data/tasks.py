@@ -78,6 +78,8 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         task,
         seed,
     )
+    if names is None and np.ptp(train.labels) == 0:
+        raise ValueError(f"{train_source.where}: every row left to train on has the value {train.labels[0]}")
     if names is not None and len(np.unique(train.labels)) < 2:
         raise ValueError(
             f"{train_source.where}: every row left to train on has the label {names[train.labels[0]]!r}; "

@@ -140,11 +140,13 @@ def check_alive(terms: Callable[[], dict[str, Tensor]], student: nn.Module) -> N
         with torch.no_grad():
             for p in parameters:
                 p.add_(1e-2 * torch.randn(p.shape, generator=noise).to(p))
-        moved = terms()
-        _check_gradients({name: moved[name] for name in zero}, parameters)
-        with torch.no_grad():
-            for p, before in zip(parameters, kept, strict=True):
-                p.copy_(before)
+        try:
+            moved = terms()
+            _check_gradients({name: moved[name] for name in zero}, parameters)
+        finally:
+            with torch.no_grad():
+                for p, before in zip(parameters, kept, strict=True):
+                    p.copy_(before)
 
 
 def _check_gradients(values: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:

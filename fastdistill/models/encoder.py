@@ -38,6 +38,9 @@ class Encoder(nn.Module):
         self.model = model
         self.training = model.training
         config = model.config
+        needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
+        if getattr(config, "is_encoder_decoder", False) or not all(hasattr(config, name) for name in needed):
+            raise ValueError(f"{config.model_type} is no text encoder of the kind that can be distilled, such as BERT")
         self.num_hidden_layers: int = config.num_hidden_layers
         self.hidden_size: int = config.hidden_size
         self.num_attention_heads: int = config.num_attention_heads
@@ -86,7 +89,7 @@ class Encoder(nn.Module):
             raise ValueError(f"id2label names {len(names)} classes, num_labels is {num_labels}")
         config.id2label = names
         config.label2id = {name: i for i, name in names.items()}
-        config.problem_type = None  # that of an earlier task
+        config.problem_type = "regression" if num_labels == 1 else None  # not that of an earlier task
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
         # families without a pooler under their head leave the headless model's pooler behind
         missing, _ = model.base_model.load_state_dict(self.model.base_model.state_dict(), strict=False)
@@ -126,8 +129,9 @@ class Encoder(nn.Module):
             raise ValueError(f"layer {deepest} is asked for: this {family} has {self.num_hidden_layers} layers")
         if taps.attention and not self.packs:
             raise ValueError(
-                f"the attention of {family} cannot be captured: it does not go through transformers' attention "
-                "interface. The attention and relation losses need it; hidden, embedding, soft and hard still work"
+                f"the attention of {family} cannot be captured: it, or its head, does not go through transformers' "
+                "attention interface as BERT's does. The attention and relation losses need it; hidden, embedding, "
+                "soft and hard still work"
             )
 
     def _packed(self, batch: Batch, taps: Taps) -> Captured:

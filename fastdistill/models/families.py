@@ -84,6 +84,7 @@ HEADS = {
     "albert": _albert,
     "roberta": _roberta,
     "xlm-roberta": _roberta,
+    "camembert": _roberta,
     "electra": _roberta,
     "distilbert": _distilbert,
     "modernbert": _modernbert,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
@@ -13,8 +14,14 @@ from fastdistill.models.capture import ATTENTION
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint; never its own code."""
+    """The tokenizer of a checkpoint; never its own code.
+
+    Raises:
+        ValueError: the checkpoint has none.
+    """
     tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers invents one where there is none
+        raise ValueError(f"{path} has no tokenizer files: save the tokenizer beside the weights")
     return tokenizer
 
 
@@ -65,12 +72,18 @@ def load_finetuned(path: str | Path, num_labels: int | None = None) -> PreTraine
 def _from_pretrained(
     auto: type[AutoModel] | type[AutoModelForSequenceClassification], path: str | Path
 ) -> tuple[PreTrainedModel, list[str]]:
-    model, info = auto.from_pretrained(
-        path,
-        attn_implementation=ATTENTION,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    try:
+        model, info = auto.from_pretrained(
+            path,
+            attn_implementation=ATTENTION,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise ValueError(f"the weights of {path} cannot be read: {error}") from error
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path} holds weights that are NaN or infinite: {broken[:3]}; take another checkpoint")
     return model, sorted(info["missing_keys"])

@@ -73,10 +73,14 @@ def _student_config(teacher: Encoder, spec: Student) -> PretrainedConfig:
     layers, width_t, ffn_t, heads = _shape(config)
     width = spec.hidden_size or preset.hidden_size or width_t
     heads = spec.num_attention_heads or preset.num_attention_heads or heads
+    for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"):
+        if (value := getattr(spec, name)) is not None and value < 1:
+            raise ValueError(f"student.{name} is {value}: it must be 1 or more")
     if width % heads:
         raise ValueError(f"hidden_size {width} is not divisible by num_attention_heads {heads}")
-    if getattr(config, "embedding_size", None) == width_t:  # ELECTRA: embeddings as wide as the model stay so
-        config.embedding_size = width
+    for name in ("embedding_size", "pooler_hidden_size"):  # of ELECTRA, of DeBERTa: as wide as the model they stay so
+        if getattr(config, name, None) == width_t:
+            setattr(config, name, width)
     config.num_hidden_layers = spec.num_hidden_layers or preset.num_hidden_layers or layers
     config.hidden_size = width
     config.num_attention_heads = heads

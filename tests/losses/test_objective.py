@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,17 +184,37 @@ def test_bad_losses_are_refused(losses: Losses, message: str) -> None:
         Objective(losses, LAYERS, STUDENT, TEACHER)
 
 
+class Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+
 def test_alive_guard_names_the_dead_term() -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    alive = (parameter**2).sum()
-    check_alive({"hidden": alive}, [parameter])
-    for dead, message in (
-        (alive.detach(), "does not depend on the student"),
-        ((parameter * 0).sum(), "gradient for the student has norm 0.0"),
-        (parameter.sum() / 0, "soft loss is inf"),
-        (parameter.sum() * math.nan, "soft loss is nan"),
-        ((parameter - 1).abs().sqrt().sum(), "norm nan"),
-        (nn.Parameter(torch.ones(())) * 2, "norm 0.0"),  # moves the projections, not the student
-    ):
+    student, projection = Student(), nn.Parameter(torch.ones(()))
+    w = student.weight
+    check_alive(lambda: {"hidden": (w**2).sum()}, student)
+    dead: list[tuple[Callable[[], Tensor], str]] = [
+        (lambda: (w**2).sum().detach(), "does not depend on the student"),
+        (lambda: torch.zeros(()), "does not depend on the student"),
+        (lambda: (w * 0).sum(), "gradient for the student has norm 0.0"),
+        (lambda: (w * 0).sum() + 1, "gradient for the student has norm 0.0"),
+        (lambda: w.sum() / 0, "soft loss is inf"),
+        (lambda: w.sum() * math.nan, "soft loss is nan"),
+        (lambda: (w - 1).abs().sqrt().sum() + 1, "norm nan"),
+        (lambda: projection * 2, "norm 0.0"),  # moves the projections, not the student
+    ]
+    for term, message in dead:
         with pytest.raises(ValueError, match=message):
-            check_alive({"hidden": alive, "soft": dead}, [parameter])
+            check_alive(lambda term=term: {"hidden": (w**2).sum(), "soft": term()}, student)  # type: ignore[misc]
+
+
+def test_alive_guard_lets_a_student_pass_that_equals_its_teacher_and_leaves_it_so() -> None:
+    student = Student()
+    check_alive(lambda: {"embedding": ((student.weight - 1) ** 2).sum()}, student)
+    assert torch.equal(student.weight, torch.ones(3))
+
+
+def test_latent_losses_without_a_teacher_are_refused() -> None:
+    with pytest.raises(ValueError, match="losses hidden, soft need a teacher"):
+        Objective(Losses(hidden=1.0, soft=1.0, hard=1.0), LAYERS, STUDENT, None)

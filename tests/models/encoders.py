@@ -39,10 +39,11 @@ EXTRA: dict[str, dict[str, object]] = {
     "modernbert": {"pad_token_id": 0, "local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": 2},
     "modernbert-decoder": {"pad_token_id": 0},
     "mpnet": {"pad_token_id": 1},
+    "data2vec-text": {"pad_token_id": 1},
     "camembert": {"pad_token_id": 1},
     "deberta-v2": {"relative_attention": True, "pos_att_type": "c2p|p2c", "position_buckets": 8},
 }
-CAPTURED = ["bert", "ernie", "roberta", "xlm-roberta", "electra", "albert", "distilbert", "modernbert"]
+CAPTURED = ["bert", "ernie", "roberta", "xlm-roberta", "camembert", "electra", "albert", "distilbert", "modernbert"]
 UNCAPTURED = ["mpnet", "deberta-v2"]
 LENGTHS = {"sorted": [9, 9, 30, 30, 30, 31], "unsorted": [9, 1, 31, 9, 4, 4, 30]}
 
