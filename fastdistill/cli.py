@@ -99,13 +99,20 @@ def _one_length(stage: Stage, default: Stage) -> Stage:
 
 def main(
     recipe: Recipe,
-    prog: str,
-    description: str,
+    description: str | None,
     argv: list[str] | None = None,
     prepare: Callable[[Recipe], Recipe] | None = None,
 ) -> Any:
-    """Parse the command line and run the recipe; bad input ends with one line on stderr and exit code 2."""
-    recipe, config = parse(recipe, argv, prog, description)
+    """Parse the command line and run the recipe; bad input ends with one line on stderr and exit code 2.
+
+    Args:
+        recipe: the defaults.
+        description: what `--help` says first.
+        argv: the command line, default that of the process.
+        prepare: completes the recipe once it is parsed, before it runs.
+    """
+    spec = sys.modules["__main__"].__spec__
+    recipe, config = parse(recipe, argv, spec.name if spec else "fastdistill", description or "")
 
     from fastdistill.runner import run
 

@@ -24,4 +24,4 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    main(RECIPE, prog="recipes.ernie_tiny", description=__doc__)
+    main(RECIPE, __doc__)

@@ -85,4 +85,4 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    main(RECIPE, prog="recipes.quickstart", description=__doc__, prepare=prepare)
+    main(RECIPE, __doc__, prepare=prepare)

@@ -1,4 +1,4 @@
-"""Tests run offline, with one thread, as a user without a GPU or a model hub would."""
+"""Tests run offline, as a user without a model hub would."""
 
 import os
 
@@ -9,10 +9,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import make_world
+from fastdistill import run
+from tests.tiny import make_world, tiny_recipe
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of the miniature job."""
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def done(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of a finished run; tests leave it as it is."""
+    out = tmp_path_factory.mktemp("done") / "out"
+    run(tiny_recipe(world, out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the repository; tests that read it are skipped, by name, without it."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder

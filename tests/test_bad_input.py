@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fastdistill import Recipe, main
 from tests.tiny import make_teacher, make_tokenizer, tiny_recipe
@@ -100,6 +101,43 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
         ("all loss weights are 0",),
     ),
     "hard labels on general text": (lambda r, t: with_losses(r, "gd", hard=1.0), ("gd", "no labels")),
+    "temperature of 0": (lambda r, t: with_losses(r, "tsd", temperature=0.0), ("tsd.losses.temperature is 0",)),
+    "negative learning rate": (lambda r, t: with_optim(r, "gd", learning_rate=-1.0), ("gd.optim.learning_rate is -1",)),
+    "negative clipping": (lambda r, t: with_optim(r, "gd", max_grad_norm=-1.0), ("gd.optim.max_grad_norm is -1",)),
+    "warm-up past the end": (lambda r, t: with_optim(r, "gd", warmup_ratio=2.0), ("gd.optim.warmup_ratio is 2",)),
+    "negative weight decay": (lambda r, t: with_optim(r, "gd", weight_decay=-1.0), ("gd.optim.weight_decay is -1",)),
+    "no relation heads": (lambda r, t: with_losses(r, "gd", relation=1.0, relation_heads=0), ("relation_heads is 0",)),
+    "logging every 0 steps": (lambda r, t: replace(r, logging_steps=0), ("logging_steps is 0",)),
+    "saving every -1 steps": (lambda r, t: replace(r, save_steps=-1), ("save_steps is -1",)),
+    "negative seed": (lambda r, t: replace(r, seed=-1), ("seed is -1",)),
+    "endless epochs": (lambda r, t: with_stage(r, "gd", steps=None, epochs=1e9), ("gd.epochs is 1000000000",)),
+    "best epoch without a head": (lambda r, t: with_stage(r, "gd", keep="best"), ("gd.keep is best",)),
+    "taught control": (
+        lambda r, t: replace(r, control=replace(r.control, teacher="finetuned")),
+        ("control trains on gold labels alone",),
+    ),
+    "reserved stage name": (lambda r, t: replace(r, stages={"init": r.stages["tsd"]}), ("'init'",)),
+    "student without width": (
+        lambda r, t: replace(r, student=replace(r.student, hidden_size=0)),
+        ("hidden_size is 0",),
+    ),
+    "teacher without tokenizer": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(without_tokenizer(t)))),
+        ("no tokenizer files",),
+    ),
+    "tokenizer larger than the teacher's vocabulary": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(make_teacher(t / "small", vocab_size=20)))),
+        ("ids up to 26", "embeds 20"),
+    ),
+    "NaN in the teacher's weights": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(spoilt(t)))),
+        ("NaN or infinite",),
+    ),
+    "torn weights": (lambda r, t: replace(r, teacher=replace(r.teacher, path=str(torn(t)))), ("cannot be read",)),
+    "fine-tuned teacher of another vocabulary": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(other_vocabulary(t, size=27, head=True)))),
+        ("vocabular",),
+    ),
     "every stage skipped": (
         lambda r, t: replace(r, stages={n: replace(s, skip=True) for n, s in r.stages.items()}),
         ("every stage is skipped",),
@@ -117,9 +155,34 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
 }
 
 
-def other_vocabulary(folder: Path, size: int) -> Path:
+def with_optim(recipe: Recipe, name: str, **changes: object) -> Recipe:
+    return with_stage(recipe, name, optim=replace(recipe.stages[name].optim, **changes))  # type: ignore[arg-type]
+
+
+def without_tokenizer(folder: Path) -> Path:
+    teacher = make_teacher(folder / "bare")
+    for path in teacher.glob("tokenizer*"):
+        path.unlink()
+    return teacher
+
+
+def spoilt(folder: Path) -> Path:
+    path = make_teacher(folder / "spoilt") / "model.safetensors"
+    weights = load_file(path)
+    weights["embeddings.LayerNorm.weight"][3] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    return path.parent
+
+
+def torn(folder: Path) -> Path:
+    path = make_teacher(folder / "torn") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return path.parent
+
+
+def other_vocabulary(folder: Path, size: int, head: bool = False) -> Path:
     words = [f"word{i}" for i in range(size - 5)]
-    make_teacher(folder / "other", vocab_size=size)
+    make_teacher(folder / "other", head=head, vocab_size=size)
     make_tokenizer(words).save_pretrained(folder / "other")
     return folder / "other"
 
@@ -134,7 +197,7 @@ def test_bad_input(case: str, world: Path, tmp_path: Path, capsys: pytest.Captur
             pytest.skip("this machine has a GPU")
     recipe = change(tiny_recipe(world, tmp_path / "out"), tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main(recipe, prog="recipes.x", description="", argv=[])
+        main(recipe, "", argv=[])
     error = capsys.readouterr().err
     assert stop.value.code == 2, error
     assert error.startswith("error: ")
@@ -148,7 +211,7 @@ def test_occupied_output_directory(world: Path, tmp_path: Path, capsys: pytest.C
     recipe = tiny_recipe(world, tmp_path)
     for argv, expected in (([], "--resume, --overwrite"), (["--overwrite"], "not a run"), (["--resume"], "not a run")):
         with pytest.raises(SystemExit) as stop:
-            main(recipe, prog="recipes.x", description="", argv=argv)
+            main(recipe, "", argv=argv)
         assert stop.value.code == 2
         assert expected in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
@@ -156,7 +219,7 @@ def test_occupied_output_directory(world: Path, tmp_path: Path, capsys: pytest.C
 
 def test_unwritable_output_directory(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(tiny_recipe(world, Path("/proc/out")), prog="recipes.x", description="", argv=[])
+        main(tiny_recipe(world, Path("/proc/out")), "", argv=[])
     assert stop.value.code == 2
     assert "/proc/out" in capsys.readouterr().err
 
@@ -167,12 +230,16 @@ def test_nan_loss_stops_names_term_stage_and_step_and_keeps_the_checkpoint(
     recipe = tiny_recipe(world, tmp_path / "out")
     recipe = with_stage(recipe, "ged", optim=replace(recipe.stages["ged"].optim, learning_rate=1e25, warmup_ratio=0.0))
     with pytest.raises(SystemExit) as stop:
-        main(recipe, prog="recipes.x", description="", argv=[])
+        main(recipe, "", argv=[])
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert "stage ged, step 2: the attention is" in error
     assert (tmp_path / "out" / "stages" / "gd" / "model.safetensors").exists()
     assert not (tmp_path / "out" / "stages" / "ged").exists()
+    # as the message says: a lower learning rate may go on, other changes of what has run may not
+    sane = with_stage(recipe, "ged", optim=replace(recipe.stages["ged"].optim, learning_rate=1e-3))
+    main(sane, "", argv=["--resume"])
+    assert (tmp_path / "out" / "report.json").exists()
 
 
 FULL_DISK = """
@@ -190,7 +257,7 @@ def limited(state, folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
     save(state, folder)
 checkpoint.TrainingState.save = limited
-main(tiny_recipe(Path(sys.argv[1]), Path(sys.argv[2])), prog="recipes.x", description="", argv=["--resume"])
+main(tiny_recipe(Path(sys.argv[1]), Path(sys.argv[2])), "", argv=["--resume"])
 """
 
 

@@ -1,4 +1,4 @@
-"""The whole job in miniature: what comes out, and how stages are skipped, run alone and resumed."""
+"""The whole job in miniature: what is trained on what, and what comes out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +15,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from fastdistill import Recipe, Stage, Student, run
+from fastdistill import Stage, Student, Teacher, run, runner
 from fastdistill.data.tasks import load_task
-from tests.tiny import make_texts, tiny_recipe
+from fastdistill.evaluate import predict
+from fastdistill.models.encoder import Encoder
+from tests.tiny import make_teacher, make_texts, only, tiny_recipe
 
 replace = dataclasses.replace
-
-
-@pytest.fixture(scope="module")
-def done(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output directory of a finished run."""
-    out = tmp_path_factory.mktemp("done") / "out"
-    run(tiny_recipe(world, out))
-    return out
-
-
-def copy(done: Path, to: Path) -> Path:
-    subprocess.run(["cp", "-r", str(done), str(to)], check=True)
-    return to
 
 
 def test_everything_promised_lies_in_the_output_directory(done: Path) -> None:
@@ -103,6 +93,9 @@ def test_scores_can_be_had_again_from_the_folders(done: Path, world: Path) -> No
         right += int(model(ids).logits.argmax() == data.labels[n])
     report = json.loads((done / "report.json").read_text())
     assert report["student"]["score"] == pytest.approx(right / len(data))
+    student, teacher = (Encoder.load(done / name, head="finetuned") for name in ("student", "teacher"))
+    both = [predict(encoder, data, torch.device("cpu")) for encoder in (student, teacher)]
+    assert report["student"]["agreement"] == pytest.approx((both[0] == both[1]).mean())
 
 
 def test_student_loads_where_fastdistill_is_not_installed(done: Path) -> None:
@@ -124,53 +117,97 @@ def test_intermediate_stages_are_plain_folders(done: Path) -> None:
     }
 
 
-def test_finished_run_is_not_run_again(done: Path, world: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file() and p.name != "recipe.json"}
-    run(tiny_recipe(world, done), resume=True)
-    assert {p: p.stat().st_mtime_ns for p in before} == before
+def test_every_stage_starts_and_learns_where_the_recipe_says(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was loaded for each job, what it trained on and what it was scored on."""
+    loaded: list[tuple[str, str]] = []
+    scored: list[str] = []
+    trained: list[tuple[str, int, str]] = []
+    load, train, predict, probe = runner.Encoder.load, runner.train, runner.predict, runner.probe
+    out = tmp_path / "out"
+
+    def spy_load(path: Any, **kwargs: Any) -> Any:
+        if str(path).startswith(str(out)):
+            loaded.append((str(Path(path).relative_to(out)), kwargs.get("head", "none")))
+        return load(path, **kwargs)
+
+    def spy_train(name: str, *args: Any, **kwargs: Any) -> Any:
+        trained.append((name, args[5], str(len(args[4].sequences))))
+        return train(name, *args, **kwargs)
+
+    def spy_predict(encoder: Any, data: Any, device: Any) -> Any:
+        scored.append(f"predict {len(data)}")
+        return predict(encoder, data, device)
+
+    def spy_probe(encoder: Any, fit: Any, test: Any, *rest: Any) -> Any:
+        scored.append(f"probe {len(fit)} {len(test)}")
+        return probe(encoder, fit, test, *rest)
+
+    monkeypatch.setattr(runner.Encoder, "load", spy_load)
+    monkeypatch.setattr(runner, "train", spy_train)
+    monkeypatch.setattr(runner, "predict", spy_predict)
+    monkeypatch.setattr(runner, "probe", spy_probe)
+    monkeypatch.setattr(runner.report, "write", lambda *_, **__: {})
+    run(tiny_recipe(world, out))
+    assert loaded == [
+        ("stages/init", "none"),
+        ("stages/gd", "none"),
+        ("teacher", "none"),
+        ("stages/ged", "none"),
+        ("teacher", "none"),
+        ("stages/tad", "fresh"),
+        ("teacher", "finetuned"),
+        ("stages/init", "fresh"),
+    ]
+    assert trained == [
+        ("finetune", 40, "100"),
+        ("gd", 6, "120"),
+        ("ged", 6, "120"),
+        ("tad", 6, "100"),
+        ("tsd", 6, "100"),
+        ("control", 12, "100"),
+    ]
+    # 20 rows are for validation, 40 are held out, 100 train
+    assert [s for s in scored if "probe" in s] == ["probe 100 40"] * 3
+    assert scored.count("predict 40") == 3
+    assert set(scored) == {"probe 100 40", "predict 40", "predict 20"}
 
 
-def test_stage_alone_repeats_what_it_did_in_the_whole_run(done: Path, world: Path, tmp_path: Path) -> None:
-    out = copy(done, tmp_path / "out")
-    gd = (out / "stages" / "gd" / "model.safetensors").stat().st_mtime_ns
-    run(tiny_recipe(world, out), from_stage="tad")
-    assert (out / "stages" / "gd" / "model.safetensors").stat().st_mtime_ns == gd
-    for part in ("stages/tad", "stages/tsd", "student"):
-        assert (out / part / "model.safetensors").read_bytes() == (done / part / "model.safetensors").read_bytes()
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    tads = [r for r in log if r["stage"] == "tad" and r["event"] == "step"]
-    assert [r["step"] for r in tads] == sorted({r["step"] for r in tads}), (
-        "the first run of the stage is still in the log"
-    )
+def test_projections_go_on_from_stage_to_stage(world: Path, tmp_path: Path) -> None:
+    """Stages whose learning rate is next to nothing hand on the projections that they were handed."""
+    recipe = tiny_recipe(world, tmp_path / "out")
+    still = {n: replace(s, steps=1, optim=replace(s.optim, learning_rate=1e-12)) for n, s in recipe.stages.items()}
+    recipe = replace(recipe, stages=recipe.stages | {"ged": still["ged"], "tad": still["tad"]})
+    run(recipe)
+    folders = [tmp_path / "out" / "stages" / name / "objective.safetensors" for name in ("init", "gd", "ged", "tad")]
+    init, gd, ged, tad = (load_file(folder)["projections.shared.weight"] for folder in folders)
+    torch.testing.assert_close(init.T @ init, torch.eye(12), atol=1e-5, rtol=0)
+    assert not torch.allclose(init, gd, atol=1e-4)
+    torch.testing.assert_close(ged, gd, atol=1e-6, rtol=0)
+    torch.testing.assert_close(tad, gd, atol=1e-6, rtol=0)
 
 
-def test_from_stage_takes_changed_values_but_resume_does_not(done: Path, world: Path, tmp_path: Path) -> None:
-    out = copy(done, tmp_path / "out")
-    recipe = tiny_recipe(world, out)
-    changed = replace(recipe, stages=recipe.stages | {"tsd": replace(recipe.stages["tsd"], steps=3)})
-    with pytest.raises(ValueError, match=r"other values of tsd\.steps"):
-        run(changed, resume=True)
-    assert run(changed, from_stage="tsd")["stages"][-1]["steps"] == 3
+def test_control_and_last_stage_start_with_the_same_head(world: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, tmp_path / "out")
+    tsd = replace(recipe.stages["tsd"], steps=1, optim=replace(recipe.stages["tsd"].optim, learning_rate=1e-12))
+    control = replace(recipe.control, optim=replace(recipe.control.optim, learning_rate=1e-12))
+    run(replace(recipe, stages={"tsd": tsd}, control=control))
+    a, b = (load_file(tmp_path / "out" / p / "model.safetensors") for p in ("stages/tsd", "control"))
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("stage", "message"), [("tadd", "did you mean tad"), ("ged", "gd.*does not exist")])
-def test_from_stage_names_what_is_missing(world: Path, tmp_path: Path, stage: str, message: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        run(tiny_recipe(world, tmp_path / "out"), from_stage=stage)
+def test_teacher_with_few_positions_is_measured_at_its_own_length(world: Path, tmp_path: Path) -> None:
+    make_teacher(tmp_path / "short", max_position_embeddings=20)
+    recipe = replace(only(tiny_recipe(world, tmp_path / "out"), "tsd"), teacher=Teacher(path=str(tmp_path / "short")))
+    assert run(recipe)["latency"]["length"] == 20
 
 
-def test_overwrite_starts_again_and_leaves_other_files(done: Path, world: Path, tmp_path: Path) -> None:
-    out = copy(done, tmp_path / "out")
-    (out / "notes.txt").write_text("mine")
-    recipe = only(tiny_recipe(world, out), "tsd")
-    report = run(recipe, overwrite=True)
-    assert [s["name"] for s in report["stages"]] == ["tsd"]
-    assert {p.name for p in (out / "stages").iterdir()} == {"init", "tsd"}
-    assert (out / "notes.txt").exists()
-
-
-def only(recipe: Recipe, *names: str) -> Recipe:
-    return replace(recipe, stages={n: replace(s, skip=n not in names) for n, s in recipe.stages.items()})
+def test_student_that_ends_without_a_head_claims_no_retention(world: Path, tmp_path: Path) -> None:
+    report = run(only(tiny_recipe(world, tmp_path / "out"), "gd"))
+    assert report["retention"] is None
+    assert report["student"]["probe"]
+    assert "(probe)" in (tmp_path / "out" / "report.md").read_text().partition("## Stages")[0]
 
 
 def test_general_distillation_alone_needs_no_task(world: Path, tmp_path: Path) -> None:
@@ -207,7 +244,8 @@ def test_regression(world: Path, tmp_path: Path) -> None:
     report = run(replace(recipe, task=task))
     assert report["teacher"]["metric"] == "spearman"
     assert "agreement" not in report["student"]
-    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "student").config.num_labels == 1
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "student").config
+    assert (config.num_labels, config.problem_type) == (1, "regression")
 
 
 def test_relation_losses_take_other_head_counts_and_patience_maps(world: Path, tmp_path: Path) -> None:

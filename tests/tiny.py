@@ -97,3 +97,9 @@ def tiny_recipe(world: Path, output_dir: Path) -> Recipe:
         logging_steps=3,
         save_steps=4,
     )
+
+
+def only(recipe: Recipe, *names: str) -> Recipe:
+    """`recipe` with every other stage skipped."""
+    stages = {n: dataclasses.replace(s, skip=n not in names) for n, s in recipe.stages.items()}
+    return dataclasses.replace(recipe, stages=stages)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -42,12 +41,3 @@ def make_tokenizer() -> Callable[[list[str]], PreTrainedTokenizerFast]:
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(WORDS)
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """The folder of real data sets beside the repository; tests that read it are skipped, by name, without it."""
-    folder = Path(__file__).parents[2].parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}")
-    return folder

@@ -8,18 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """The folder of real data sets beside the repository; tests that read it are skipped, by name, without it."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}")
-    return folder
 
 
 def test_mrpc_with_a_twelve_layer_teacher_from_one_yaml_file(shared_data: Path, tmp_path: Path) -> None:
