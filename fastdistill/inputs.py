@@ -107,9 +107,7 @@ def load_inputs(recipe: Recipe) -> Inputs:
         raise ValueError("every stage is skipped: leave at least one in")
     for name, stage in stages.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "init":
-            raise ValueError(
-                f"a stage cannot be called {name!r}: use lower-case letters, digits and _, not init or teacher"
-            )
+            raise ValueError(f"a stage cannot be called {name!r}: use lower-case letters, digits and _, and not init")
         _check_stage(name, stage, recipe)
     if recipe.seed < 0:
         raise ValueError(f"seed is {recipe.seed}: it must be 0 or more")
