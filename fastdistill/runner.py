@@ -164,8 +164,9 @@ class Runner:
         loader = Loader(data, stage.tokens_per_batch, seed=seed_of(self.recipe.seed, name))
         steps = stage.steps or -(-loader.num_batches(stage.epochs or 1.0) // stage.gradient_accumulation_steps)
         checkpoints = Checkpoints(self.space.checkpoints, name)
+        taught_by = Live(teacher, self.runtime.dtype) if teacher is not None else None
         progress = train(
-            name, stage, student, Live(teacher) if teacher is not None else None, objective, loader, steps,
+            name, stage, student, taught_by, objective, loader, steps,
             runtime=self.runtime, checkpoints=checkpoints, log=self.log,
             validate=self._validate if student.has_head else None,
         )  # fmt: skip

@@ -77,7 +77,7 @@ RECIPE = Recipe(
     finetune=scheduled(FINETUNE, 1e-4, epochs=3),
     stages={
         "gd": scheduled(ERNIE_TINY["gd"], 1e-3, epochs=None, steps=100, tokens_per_batch=2048),
-        "ged": scheduled(ERNIE_TINY["ged"], 1e-3, epochs=None, steps=700, tokens_per_batch=2048),
+        "ged": scheduled(ERNIE_TINY["ged"], 1e-3, epochs=None, steps=1000, tokens_per_batch=2048),
         "tad": scheduled(ERNIE_TINY["tad"], 6e-4, epochs=3),
         "tsd": scheduled(ERNIE_TINY["tsd"], 2e-4, epochs=3),
     },

@@ -56,16 +56,24 @@ def within_window(length: int, window: int, device: torch.device) -> Tensor:
 def attend_runs(
     q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
-    """Each run of equally long sequences is viewed as one dense block: nothing gathered, nothing padded."""
+    """Each run of equally long sequences is viewed as one dense block: nothing gathered, nothing padded.
+
+    Where gradients are wanted and PyTorch has a fused kernel (not with dropout) it works in fp32: the backward pass of
+    that kernel is some ten times slower in bf16.
+    """
+    dtype = v.dtype
+    if torch.is_grad_enabled() and v.requires_grad and not dropout:
+        q, k, v = q.float(), k.float(), v.float()
     outputs, start = [], 0
     for length, count in sequences.runs:
         block = slice(start, start + length * count)
         start = block.stop
         Q, K, V = (x[block].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
         mask = within_window(length, window, q.device) if window is not None and window < length else None
-        O = scaled_dot_product_attention(Q, K, V, attn_mask=mask, dropout_p=dropout, scale=scaling)  # noqa: E741
+        with torch.autocast("cpu", enabled=False):  # which would cast back
+            O = scaled_dot_product_attention(Q, K, V, attn_mask=mask, dropout_p=dropout, scale=scaling)  # noqa: E741
         outputs.append(O.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)
+    return torch.cat(outputs).to(dtype)
 
 
 def padded_mask(sequences: Sequences, window: int | None) -> Tensor:

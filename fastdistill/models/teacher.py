@@ -11,11 +11,19 @@ from fastdistill.models.encoder import Encoder
 
 
 class Live(nn.Module):
-    """An encoder that only teaches: always in eval mode, without gradients, its parameters frozen in place."""
+    """An encoder that only teaches: always in eval mode, without gradients, its parameters frozen in place.
 
-    def __init__(self, encoder: Encoder) -> None:
+    Args:
+        encoder: the teacher; it is changed.
+        dtype: of its matrices, cast here once where autocast would do it for every batch.
+    """
+
+    def __init__(self, encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
+        for module in encoder.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
         self.eval()
 
     def train(self, mode: bool = True) -> Live:

@@ -41,6 +41,22 @@ def test_values_and_gradients(attend: type, window: int | None, lengths: list[in
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_training_in_bf16_rounds_only_what_goes_in_and_out() -> None:
+    lengths = [7, 7, 3]
+    q, k, v, sequences = inputs(lengths)
+    weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    rounded = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attend_runs(*rounded, sequences, SCALING, 0.0, None)
+        ours = torch.autograd.grad((got * weight).sum(), rounded)
+    assert {x.dtype for x in (got, *ours)} == {torch.bfloat16}
+    exact = [x.detach().float().requires_grad_() for x in rounded]
+    expected = alone(*exact, lengths, None)
+    theirs = torch.autograd.grad((expected * weight).sum(), exact)
+    torch.testing.assert_close(got, expected.bfloat16(), atol=1e-5, rtol=2**-8)  # one rounding
+    torch.testing.assert_close(ours, tuple(x.bfloat16() for x in theirs), atol=1e-5, rtol=2**-8)
+
+
 def test_equal_lengths_run_together() -> None:
     assert inputs([4, 4, 4, 2, 4, 4])[3].runs == [(4, 3), (2, 1), (4, 2)]
 

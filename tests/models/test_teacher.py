@@ -26,3 +26,15 @@ def test_frozen_but_usable_in_backward() -> None:
     scale = torch.ones((), requires_grad=True)
     (scale * got.hidden[3]).square().sum().backward()  # saves the teacher's tensor, as a loss does
     assert scale.grad is not None
+
+
+def test_cast_once_as_autocast_would_every_time() -> None:
+    batch = make_batch([9, 4])
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = Live(tiny_encoder("bert", head=True))(batch, TAPS)
+        got = Live(tiny_encoder("bert", head=True), torch.bfloat16)(batch, TAPS)
+    assert got.logits is not None
+    assert expected.logits is not None
+    assert got.logits.dtype == torch.bfloat16
+    assert torch.equal(got.logits, expected.logits)
+    assert torch.equal(got.hidden[3], expected.hidden[3])
