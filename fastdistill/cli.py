@@ -7,6 +7,7 @@ import difflib
 import logging
 import re
 import sys
+import traceback
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -97,6 +98,12 @@ def _one_length(stage: Stage, default: Stage) -> Stage:
     return stage
 
 
+def _raised_here(error: ValueError) -> bool:
+    """Whether this package or the recipe itself raised the error, rather than a library that it called."""
+    (*_, (frame, _)) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).partition(".")[0] in ("fastdistill", "recipes", "__main__")
+
+
 def main(
     recipe: Recipe,
     description: str | None,
@@ -121,6 +128,8 @@ def main(
         recipe = prepare(recipe) if prepare else recipe
         return run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
     except (ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, ValueError) and not _raised_here(error):
+            raise  # a mistake of ours, not of the input: its traceback is wanted
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

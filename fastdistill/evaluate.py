@@ -20,6 +20,7 @@ from fastdistill.models.pretrained import PreTrainedModel
 from fastdistill.recipe import Task
 
 EVALUATION_TOKENS = 8192  # tokens per batch without gradients
+PROBE_ROWS = 20_000  # a linear model of some hundred features needs no more
 
 
 def metric_of(task: Task) -> str:
@@ -61,11 +62,13 @@ def predict(encoder: Encoder, data: Sequences, device: torch.device) -> np.ndarr
 
 
 def probe(encoder: Encoder, train: Sequences, test: Sequences, task: Task, device: torch.device) -> np.ndarray:
-    """Predictions on `test` of a linear model fitted to the last layer's [CLS] states of `train`.
+    """Predictions on `test` of a linear model fitted to the last layer's [CLS] states of `train` (20,000 rows at most).
 
     Logistic regression for classes, ridge regression for values, on standardised features: what a student without a
     head knows of the task.
     """
+    if len(train) > PROBE_ROWS:
+        train = train.take(np.random.default_rng(0).permutation(len(train))[:PROBE_ROWS])
     x, x_test = (_forward(encoder, data, device, cls=True) for data in (train, test))
     model = LogisticRegression(max_iter=300) if task.kind == "classification" else Ridge()
     assert train.labels is not None

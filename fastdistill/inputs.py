@@ -30,7 +30,7 @@ from fastdistill.recipe import Recipe, Stage
 
 @dataclass
 class Inputs:
-    """Tokenizer, data, and the untrained student of a recipe with its projections."""
+    """Tokenizer, data, the untrained student of a recipe with its projections, and a digest of its teachers."""
 
     recipe: Recipe
     tokenizer: Tokenizer
@@ -38,6 +38,7 @@ class Inputs:
     corpus: Sequences | None
     student: Encoder
     projections: dict[str, Tensor]
+    teachers: bytes
 
     @property
     def num_labels(self) -> int:
@@ -53,8 +54,8 @@ class Inputs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the tokens, labels or splits that the run reads do; of a corpus the ends and lengths count."""
-        digest = hashlib.sha256()
+        """Changes when the tokens, labels, splits or teachers of the run do; of a corpus its ends and lengths."""
+        digest = hashlib.sha256(self.teachers)
         if self.corpus is not None:
             for part in (self.corpus.offsets, self.corpus.input_ids[:100_000], self.corpus.input_ids[-100_000:]):
                 digest.update(np.ascontiguousarray(part).tobytes())
@@ -144,7 +145,10 @@ def load_inputs(recipe: Recipe) -> Inputs:
     task = load_task(recipe.task, tokenizer, recipe.seed) if needs_task else None
     general = any(stage.data == "general" for stage in stages.values())
     corpus = load_corpus(recipe.general, tokenizer, Path(recipe.cache_dir).expanduser()) if general else None
-    inputs = Inputs(recipe, tokenizer, task, corpus, student, _first_projections(recipe, student, teacher))
+    projections = _first_projections(recipe, student, teacher)
+    inputs = Inputs(
+        recipe, tokenizer, task, corpus, student, projections, _digest(*dict.fromkeys((teacher, finetuned)))
+    )
     for name, stage in stages.items():
         try:
             Loader(inputs.data(stage), stage.tokens_per_batch, seed=0).plan(epoch=0)
@@ -153,6 +157,15 @@ def load_inputs(recipe: Recipe) -> Inputs:
     if task is not None and recipe.teacher.finetuned is not None:
         _check_labels(recipe.teacher.finetuned, finetuned, inputs)
     return inputs
+
+
+def _digest(*encoders: Encoder) -> bytes:
+    """Changes when a weight does."""
+    digest = hashlib.sha256()
+    for encoder in encoders:
+        for weight in encoder.state_dict().values():
+            digest.update(weight.contiguous().numpy())
+    return digest.digest()
 
 
 def _jobs(recipe: Recipe) -> dict[str, Stage]:

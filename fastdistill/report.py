@@ -28,11 +28,11 @@ from fastdistill.workspace import Workspace
 Report = dict[str, Any]
 
 
-def write(recipe: Recipe, inputs: Inputs, space: Workspace, log: Log, student: Path) -> Report:
+def write(recipe: Recipe, inputs: Inputs, space: Workspace, log: Log, student: Path, device: torch.device) -> Report:
     """Measure teacher, student and control, and write what the run leaves behind; passed over where it is there."""
     path = space.root / "report.json"
     if not path.exists():
-        report = measure(recipe, inputs, space, student)
+        report = measure(recipe, inputs, space, student, device)
         publish(space.student, lambda to: _export(student, to, model_card(report)))
         ran = ["finetune", *(stage["name"] for stage in report["stages"]), "control"]
         figure = loss_curves([r for r in records(space.log) if r["stage"] in ran])
@@ -65,7 +65,7 @@ def results(recipe: Recipe, space: Workspace) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
-def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path) -> Report:
+def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path, device: torch.device) -> Report:
     """All figures of the report; scores are of the held-out rows, latencies taken side by side on the CPU in fp32."""
     task = inputs.task
     folders: dict[str, str | Path] = {
@@ -99,7 +99,8 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path) -> 
             "latency_ms": round(latency[name], 3),
         }
         if task is not None and headed[name]:
-            predictions[name] = predict(Encoder.load(path, head="finetuned"), task.test, torch.device("cpu"))
+            encoder = Encoder.load(path, head="finetuned").to(device)
+            predictions[name] = predict(encoder, task.test, device)
     for name in ("student", "control"):
         if name in predictions and "teacher" in predictions and recipe.task.kind == "classification":
             models[name]["agreement"] = float((predictions[name] == predictions["teacher"]).mean())

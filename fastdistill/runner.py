@@ -85,7 +85,7 @@ class Runner:
                 folder = self.distil(name, stage, start=folder)
         self.train_control()
         shutil.rmtree(self.space.checkpoints)
-        return report.write(self.recipe, self.inputs, self.space, self.log, student=folder)
+        return report.write(self.recipe, self.inputs, self.space, self.log, folder, self.runtime.device)
 
     def finetune_teacher(self) -> None:
         """Stage 0: the teacher learns the task, or shows that it already has."""

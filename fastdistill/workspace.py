@@ -15,9 +15,9 @@ from typing import Any
 
 from fastdistill.recipe import Recipe
 
-# what the end of a run makes from its stages, and the rest
+# what the end of a run makes from its stages, and the rest; deleted in this order, a log after what it tells of
 OUTCOME = ("report.json", "control", "checkpoints", "student", "report.md", "losses.png")
-SOURCES = ("log.jsonl", "teacher", "stages")
+SOURCES = ("stages", "teacher", "log.jsonl")
 
 
 class Workspace:
@@ -102,7 +102,7 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
     doomed = _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage)
     inputs = (recipe.teacher.path, recipe.teacher.finetuned, recipe.student.path, recipe.general.path, recipe.task.path)
     for path in inputs:
-        if path and any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in doomed):
+        if path and any(Path(path).expanduser().resolve().is_relative_to(folder.resolve()) for folder in doomed):
             raise ValueError(
                 f"{path} lies in what this run would delete: copy it elsewhere, or choose another --output_dir"
             )
@@ -111,7 +111,7 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
 def _doomed(space: Workspace, recipe: Recipe, *, overwrite: bool, from_stage: str | None) -> list[Path]:
     """What the run deletes before it starts, in this order; a run without its report is not finished."""
     names = list(recipe.stages)
-    again = [] if from_stage is None else [space.stage(name) for name in names[names.index(from_stage) :]]
+    again = [] if from_stage is None else [space.stage(name) for name in reversed(names[names.index(from_stage) :])]
     outcome = [space.root / name for name in OUTCOME] if overwrite or again else []
     return outcome + again + ([space.root / name for name in SOURCES] if overwrite else [])
 
@@ -119,11 +119,11 @@ def _doomed(space: Workspace, recipe: Recipe, *, overwrite: bool, from_stage: st
 def _may_change(name: str, space: Workspace, recipe: Recipe, from_stage: str | None) -> bool:
     """Whether the value called `name` may differ from those that the directory's run began with.
 
-    Stages that have not begun may change, of the one that stopped half way the optimiser alone. Where data lies may
-    change, for its content is compared; so may what decides no result.
+    Stages that have not begun may change, of the one that stopped half way the optimiser alone. Where data and
+    teacher lie may change, for their content is compared; so may what decides no result.
     """
     part, _, option = name.partition(".")
-    if name in ("output_dir", "cache_dir", "general.path", "task.path", "logging_steps", "save_steps"):
+    if name in ("output_dir", "cache_dir", "teacher.path", "general.path", "task.path", "logging_steps", "save_steps"):
         return True
     if part in recipe.stages and from_stage is not None:
         return list(recipe.stages).index(part) >= list(recipe.stages).index(from_stage)
@@ -140,10 +140,12 @@ def open_workspace(
     """Make the output directory ready, after `check_workspace` passed: delete what this run makes again.
 
     Raises:
-        ValueError: the directory's run read other data; `fingerprint` tells.
+        ValueError: the directory's run read other data or another teacher; `fingerprint` tells.
     """
     if space.recipe.exists() and not overwrite and _saved(space)["data"] != fingerprint:
-        raise ValueError(f"{space.root} was made from other data or another split: start again with --overwrite")
+        raise ValueError(
+            f"{space.root} was made from other data, another split or another teacher: start again with --overwrite"
+        )
     for path in _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage):
         _delete(path)
     for path in space.root.glob("**/.*.tmp"):  # left by a kill

@@ -1,7 +1,10 @@
-"""Run the miniature job and kill -9 the process at a chosen moment: python -m tests.killed_run WORLD OUT MOMENT COUNT.
+"""Run the miniature job and kill -9 the process at a chosen moment.
+
+    python -m tests.killed_run WORLD OUT MOMENT COUNT [resume | overwrite | tad]
 
 Moments: step (before the COUNT-th optimiser step of all), write (at the COUNT-th file flushed while something is
-written), rename (right after the COUNT-th finished folder got its name), none. What OUT holds is resumed.
+written), rename (right after the COUNT-th folder got another name), report (at its loss curves), none. What OUT holds
+is resumed, overwritten, or run again from stage tad on.
 """
 
 import os
@@ -13,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fastdistill import checkpoint
+from fastdistill import checkpoint, report
 from fastdistill.runner import run
 from tests.tiny import tiny_recipe
 
@@ -41,4 +44,7 @@ if __name__ == "__main__":
         checkpoint._flush = kill_at(count, checkpoint._flush, after=False)
     if moment == "rename":
         Path.rename = kill_at(count, Path.rename, after=True)  # type: ignore[method-assign]
-    run(tiny_recipe(world, out), resume=True)
+    if moment == "report":
+        report.loss_curves = kill_at(count, report.loss_curves, after=False)
+    how: dict[str, Any] = {"tad": {"from_stage": "tad"}, "overwrite": {"overwrite": True}, "resume": {"resume": True}}
+    run(tiny_recipe(world, out), **how[sys.argv[5] if len(sys.argv) > 5 else "resume"])

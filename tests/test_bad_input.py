@@ -61,6 +61,19 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
         ),
         ("neutral", "17"),
     ),
+    "two columns of one name": (
+        lambda r, t: task_file(r, t, "text,label,text\n" + "a film,positive,x\n"),
+        ("bad.csv", "two columns called text"),
+    ),
+    "lists for labels": (
+        lambda r, t: replace(r, task=replace(r.task, path=str(listed_labels(t)))),
+        ("bad.jsonl, row 1", "[0, 1]"),
+    ),
+    "no label names": (lambda r, t: replace(r, task=replace(r.task, label_names=())), ("task.label_names is []",)),
+    "a label name twice": (
+        lambda r, t: replace(r, task=replace(r.task, label_names=("positive", "positive"))),
+        ("task.label_names is ['positive', 'positive']",),
+    ),
     "empty text": (lambda r, t: task_file(r, t, "text,label\n" + ROWS + ",positive\n"), ("17", "text")),
     "not UTF-8": (
         lambda r, t: task_file(r, t, b"text,label\ncaf\xe9,positive\n" + ROWS.encode()),
@@ -157,6 +170,12 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
 
 def with_optim(recipe: Recipe, name: str, **changes: object) -> Recipe:
     return with_stage(recipe, name, optim=replace(recipe.stages[name].optim, **changes))  # type: ignore[arg-type]
+
+
+def listed_labels(folder: Path) -> Path:
+    path = folder / "bad.jsonl"
+    path.write_text("".join(json.dumps({"text": "a film", "label": [n % 2, 1]}) + "\n" for n in range(20)))
+    return path
 
 
 def without_tokenizer(folder: Path) -> Path:
@@ -278,3 +297,24 @@ def test_full_disk_keeps_the_last_good_checkpoint(world: Path, tmp_path: Path) -
     again = start(limit=-1)
     assert again.returncode == 0, again.stderr
     assert json.loads((out / "report.json").read_text())["stages"][-1]["name"] == "tsd"
+
+
+def test_a_mistake_of_ours_is_not_taken_for_bad_input(world: Path, tmp_path: Path) -> None:
+    """What a library raises, without a word of ours, keeps its traceback."""
+
+    def broken(recipe: Recipe) -> Recipe:
+        json.loads("{")
+        return recipe
+
+    with pytest.raises(json.JSONDecodeError):
+        main(tiny_recipe(world, tmp_path / "out"), "", argv=[], prepare=broken)
+
+
+def test_a_recipe_may_refuse_too() -> None:
+    program = (
+        "from fastdistill import main\nfrom recipes.ernie_tiny import RECIPE\n"
+        "def prepare(recipe):\n    raise ValueError('not this one')\n"
+        "main(RECIPE, '', argv=[], prepare=prepare)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: not this one\n")

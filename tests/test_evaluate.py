@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification
 
+from fastdistill import evaluate
 from fastdistill.data.packing import Sequences
 from fastdistill.evaluate import latency_ms, metric_of, predict, probe, score
 from fastdistill.models.encoder import Encoder
@@ -82,6 +84,16 @@ def test_probe_finds_what_the_states_hold(tmp_path: Path) -> None:
     assert score("accuracy", probe(encoder, train, test, Task(), torch.device("cpu")), test.labels) > 0.9
     shuffled = Sequences(train.input_ids, train.offsets, labels=draw.permutation(train.labels))
     assert score("accuracy", probe(encoder, shuffled, test, Task(), torch.device("cpu")), test.labels) < 0.75
+
+
+def test_probe_is_fitted_to_a_bounded_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, data = Encoder.load(make_teacher(tmp_path)), make_data(60)
+    seen: list[int] = []
+    fit = LogisticRegression.fit
+    monkeypatch.setattr(LogisticRegression, "fit", lambda m, x, y, *a, **k: (seen.append(len(y)), fit(m, x, y))[1])
+    monkeypatch.setattr(evaluate, "PROBE_ROWS", 50)
+    probe(encoder, data, make_data(5), Task(), torch.device("cpu"))
+    assert seen == [50]
 
 
 def test_latency_tells_a_large_model_from_a_small_one(tmp_path: Path) -> None:

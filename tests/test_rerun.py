@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fastdistill import Student, run
 from fastdistill.workspace import Workspace
-from tests.tiny import only, tiny_recipe
+from tests.tiny import make_teacher, only, tiny_recipe
 
 replace = dataclasses.replace
 
@@ -97,6 +98,19 @@ def test_other_data_cannot_be_resumed(done: Path, world: Path, tmp_path: Path) -
         with pytest.raises(ValueError, match="made from other data"):
             run(recipe, **how)  # type: ignore[arg-type]
     assert (out / "report.json").exists()
+
+
+def test_moved_teacher_can_be_resumed_but_not_another_one(done: Path, world: Path, tmp_path: Path) -> None:
+    out = copy(done, tmp_path / "out")
+    recipe = tiny_recipe(world, out)
+    moved = make_teacher(tmp_path / "teacher")
+    recipe = replace(recipe, teacher=replace(recipe.teacher, path=str(moved)))
+    run(recipe, resume=True)
+    weights = load_file(moved / "model.safetensors")
+    weights["embeddings.LayerNorm.weight"][3] += 1e-3
+    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="another teacher"):
+        run(recipe, resume=True)
 
 
 def test_moved_data_can_be_resumed(done: Path, world: Path, tmp_path: Path) -> None:

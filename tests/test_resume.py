@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def start(world: Path, out: Path, moment: str, count: int = 0) -> int:
-    program = [sys.executable, "-m", "tests.killed_run", str(world), str(out), moment, str(count)]
+def start(world: Path, out: Path, moment: str, count: int = 0, how: str = "resume") -> int:
+    program = [sys.executable, "-m", "tests.killed_run", str(world), str(out), moment, str(count), how]
     paths = f"{ROOT}:{ROOT / 'kernels'}"
     done = subprocess.run(
         program, cwd=ROOT, env={"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "PATH": ""}, capture_output=True
@@ -45,29 +46,58 @@ def outcome(out: Path) -> dict[str, object]:
     return files
 
 
+def lies(out: Path, pattern: str) -> bool:
+    return any(out.glob(pattern))
+
+
 @pytest.mark.parametrize(
-    ("moment", "count", "what"),
+    ("moment", "count", "there", "not_there"),
     [
-        ("step", 6, "inside the fine-tuning"),
-        ("step", 42, "inside gd, before its first checkpoint"),
-        ("step", 63, "inside tsd"),
-        ("step", 71, "inside the control"),
-        ("write", 3, "while the first checkpoint is written"),
-        ("write", 50, "while a later checkpoint is written"),
-        ("write", 90, "while a stage is written"),
-        ("rename", 10, "between the fine-tuning and gd"),
-        ("rename", 13, "between gd and ged"),
+        pytest.param("step", 6, "checkpoints/finetune-00000004", "teacher", id="inside the fine-tuning"),
+        pytest.param("step", 42, "stages/init", "checkpoints/gd-*", id="inside gd, before its first checkpoint"),
+        pytest.param("step", 63, "checkpoints/tsd-00000004", "stages/tsd", id="inside tsd"),
+        pytest.param("step", 71, "checkpoints/control-00000004", "control", id="inside the control"),
+        pytest.param("write", 3, "checkpoints/.finetune-*", "checkpoints/finetune-*", id="in the first checkpoint"),
+        pytest.param("write", 50, "checkpoints/.finetune-*", "teacher", id="in a later checkpoint"),
+        pytest.param("write", 90, "stages/.*", "stages/tsd", id="while a stage is written"),
+        pytest.param("rename", 10, "teacher", "stages", id="between the fine-tuning and gd"),
+        pytest.param("rename", 13, "stages/gd", "stages/ged", id="between gd and ged"),
+        pytest.param("report", 1, "student", "losses.png", id="inside the report"),
     ],
 )
 def test_resumed_run_is_bit_identical(
-    world: Path, whole: Path, tmp_path: Path, moment: str, count: int, what: str
+    world: Path, whole: Path, tmp_path: Path, moment: str, count: int, there: str, not_there: str
 ) -> None:
     out = tmp_path / "out"
-    assert start(world, out, moment, count) == -signal.SIGKILL, f"the run ended before it was killed {what}"
+    assert start(world, out, moment, count) == -signal.SIGKILL
+    assert lies(out, there), sorted(out.rglob("*"))
+    assert not lies(out, not_there), sorted(out.rglob("*"))
     assert not (out / "report.json").exists()
     assert start(world, out, "none") == 0
     assert outcome(out) == outcome(whole)
     assert not list(out.rglob("*.tmp*")), "leftovers of the killed run"
+
+
+@pytest.mark.parametrize(
+    ("how", "moment", "count", "left"),
+    [
+        ("overwrite", "rename", 2, "stages/tsd"),
+        ("overwrite", "rename", 3, "teacher"),
+        ("overwrite", "step", 43, "teacher"),
+        ("tad", "rename", 3, "stages/ged"),
+        ("tad", "step", 9, "stages/tad"),
+    ],
+)
+def test_killed_while_a_finished_run_is_run_again(
+    world: Path, whole: Path, tmp_path: Path, how: str, moment: str, count: int, left: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    assert start(world, out, moment, count, how) == -signal.SIGKILL
+    assert lies(out, left), sorted(out.rglob("*"))
+    assert start(world, out, "none") == 0
+    assert outcome(out) == outcome(whole)
+    assert not list(out.rglob("*.tmp*"))
 
 
 def test_killed_twice(world: Path, whole: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Stage, Student, Task, Teacher
@@ -18,8 +18,10 @@ POSITIVE, NEGATIVE = {"good", "great", "fine"}, {"bad", "dull", "poor"}
 
 
 def make_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
+    """BERT's template ([CLS] text [SEP] pair [SEP], token types 0 and 1) over whole lower-cased words."""
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
@@ -33,7 +35,8 @@ def make_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
     }
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **names)
 
 
 def make_teacher(folder: Path, *, head: bool = False, **shape: int) -> Path:

@@ -21,9 +21,9 @@ def is_hidden(label: Any) -> bool:
 def distinct_names(labels: Sequence[Any]) -> tuple[str, ...]:
     """The class names that occur, in order: by value where all are whole numbers, otherwise by alphabet.
 
-    Missing labels and fractions are no names: `class_indices` then reports their rows.
+    Missing labels, fractions and lists are no names: `class_indices` then reports their rows.
     """
-    names = {_as_text(label) for label in labels if label is not None}
+    names = {_as_text(label) for label in labels if isinstance(label, str | int | float)}
     names = {name for name in names if not re.fullmatch(r"|nan|-?\d+\.\d+", name)}
     return tuple(sorted(names, key=int if all(map(_is_whole, names)) else str))
 

@@ -44,6 +44,20 @@ class Sequences:
         """``(N,)`` tokens of every sequence."""
         return np.diff(self.offsets)
 
+    def take(self, rows: np.ndarray) -> Sequences:
+        """The sequences `rows`, in that order, in memory."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        tokens = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        types, labels = self.token_type_ids, self.labels
+        return Sequences(
+            input_ids=self.input_ids[tokens],
+            offsets=offsets,
+            token_type_ids=None if types is None else types[tokens],
+            labels=None if labels is None else labels[rows],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Loader:
@@ -125,21 +139,17 @@ def plan(lengths: np.ndarray, *, tokens_per_batch: int, seed: int, epoch: int) -
 def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
     """The sequences `indices` as one Batch, ordered by length (those of equal length in the order given)."""
     indices = np.asarray(indices)
-    starts, ends = sequences.offsets[indices], sequences.offsets[indices + 1]
-    by_length = np.argsort(ends - starts, kind="stable")
-    indices, starts, lengths = indices[by_length], starts[by_length], (ends - starts)[by_length]
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
-    position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
-    tokens = position_ids + np.repeat(starts, lengths)
-    input_ids = sequences.input_ids[tokens].astype(np.int64)
-    types = sequences.token_type_ids
+    lengths = sequences.offsets[indices + 1] - sequences.offsets[indices]
+    taken = sequences.take(indices[np.argsort(lengths, kind="stable")])
+    cu_seqlens, input_ids, types = taken.offsets, taken.input_ids.astype(np.int64), taken.token_type_ids
+    position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], taken.lengths)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
-        token_type_ids=torch.from_numpy(np.zeros_like(input_ids) if types is None else types[tokens].astype(np.int64)),
+        token_type_ids=torch.from_numpy(np.zeros_like(input_ids) if types is None else types.astype(np.int64)),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        max_seqlen=int(lengths[-1]),
-        labels=None if sequences.labels is None else torch.from_numpy(sequences.labels[indices]),
+        max_seqlen=int(taken.lengths[-1]),
+        labels=None if taken.labels is None else torch.from_numpy(taken.labels),
     )
 
 

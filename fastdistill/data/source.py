@@ -162,11 +162,13 @@ def _stream(files: list[Path]) -> IterableDataset:
     options: dict[str, Any] = {}
     if kind == "csv":
         separator = "\t" if suffix(files[0]) == ".tsv" else ","
-        # read every column as text: guessed types would turn the text "NA" into nothing and "007" into 7
         columns = _header(files[0], separator)
+        if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+            raise ValueError(f"{files[0]} has two columns called {', '.join(repeated)}; rename one in its header")
         for file in files[1:]:
             if (others := _header(file, separator)) != columns:
                 raise ValueError(f"{file} has the columns {', '.join(others)}, not {', '.join(columns)}")
+        # read every column as text: guessed types would turn the text "NA" into nothing and "007" into 7
         features = Features({column: Value("string") for column in columns})
         options = {"sep": separator, "features": features, "keep_default_na": False, "index_col": False}
     names = [escape(str(file.resolve())) for file in files]

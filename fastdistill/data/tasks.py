@@ -62,6 +62,9 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         ValueError: a column, text or label is not what the task says, or there are too few rows.
     """
     check_tokenizer(tokenizer, task.max_length, pair=task.pair is not None)
+    given = task.label_names
+    if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
+        raise ValueError(f"task.label_names is {list(given)}: give two or more names, each once, or leave it out")
     sources = _sources(task)
     train_source = _split(sources, "train")
     if train_source is None:
@@ -69,7 +72,7 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     train_labels = _column(train_source, task.label, "task.label")
     names = None
     if task.kind == "classification":
-        names = task.label_names or train_source.class_names(task.label) or distinct_names(train_labels)
+        names = given or train_source.class_names(task.label) or distinct_names(train_labels)
 
     train, validation, test = _divide(
         _rows(train_source, task, train_labels, names, "train"),

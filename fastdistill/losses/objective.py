@@ -18,7 +18,7 @@ from fastdistill.models.capture import Captured, Taps
 from fastdistill.recipe import Losses
 
 
-class Shape(Protocol):
+class ModelShape(Protocol):
     """What the objective must know of a model; `Encoder` has it."""
 
     num_hidden_layers: int
@@ -47,8 +47,8 @@ class Objective(nn.Module):
         self,
         losses: Losses,
         layers: tuple[tuple[int, int], ...],
-        student: Shape,
-        teacher: Shape | None,
+        student: ModelShape,
+        teacher: ModelShape | None,
         *,
         regression: bool = False,
     ) -> None:
@@ -69,7 +69,9 @@ class Objective(nn.Module):
             self.student_taps |= term.student_taps
             self.teacher_taps |= term.teacher_taps
 
-    def _add_latent(self, losses: Losses, layers: tuple[tuple[int, int], ...], student: Shape, teacher: Shape) -> None:
+    def _add_latent(
+        self, losses: Losses, layers: tuple[tuple[int, int], ...], student: ModelShape, teacher: ModelShape
+    ) -> None:
         if losses.attention:
             if student.num_attention_heads != teacher.num_attention_heads:
                 raise ValueError(
@@ -90,7 +92,7 @@ class Objective(nn.Module):
                 project = [self._projection(m, losses, student, teacher) for m, _ in pairs]
                 self.terms.append(Hidden(name, pairs, project, normalize=losses.normalize))
 
-    def _projection(self, layer: int, losses: Losses, student: Shape, teacher: Shape) -> nn.Linear:
+    def _projection(self, layer: int, losses: Losses, student: ModelShape, teacher: ModelShape) -> nn.Linear:
         key = "shared" if losses.projection == "shared" else f"layer_{layer}"
         if key not in self.projections:
             self.projections[key] = nn.Linear(student.hidden_size, teacher.hidden_size)

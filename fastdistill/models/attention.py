@@ -15,7 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 
-class Sequences:
+class Bounds:
     """Where the sequences of a packed batch lie; what is derived from it is computed once and shared by all layers.
 
     Shapes:
@@ -54,7 +54,7 @@ def within_window(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def attend_runs(
-    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scaling: float, dropout: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
     """Each run of equally long sequences is viewed as one dense block: nothing gathered, nothing padded.
 
@@ -65,7 +65,7 @@ def attend_runs(
     if torch.is_grad_enabled() and v.requires_grad and not dropout:
         q, k, v = q.float(), k.float(), v.float()
     outputs, start = [], 0
-    for length, count in sequences.runs:
+    for length, count in bounds.runs:
         block = slice(start, start + length * count)
         start = block.stop
         Q, K, V = (x[block].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
@@ -76,33 +76,33 @@ def attend_runs(
     return torch.cat(outputs).to(dtype)
 
 
-def padded_mask(sequences: Sequences, window: int | None) -> Tensor:
+def padded_mask(bounds: Bounds, window: int | None) -> Tensor:
     """Which padded keys each padded query may see: ``(B, 1, S or 1, S)`` bool."""
-    _, real = sequences.padded_index
+    _, real = bounds.padded_index
     mask = real[:, None, None, :]
     if window is None:
         return mask
     # a padded query may have no real key in its window: it sees all, lest its softmax and gradients be nan
-    return (mask & within_window(sequences.max_seqlen, window, real.device)) | ~real[:, None, :, None]
+    return (mask & within_window(bounds.max_seqlen, window, real.device)) | ~real[:, None, :, None]
 
 
 def attend_padded(
-    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scaling: float, dropout: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
     """Pads on the device and masks; for accelerators where the variable-length kernel does not fit."""
-    index, _ = sequences.padded_index
+    index, _ = bounds.padded_index
     Q, K, V = (x[index].transpose(1, 2) for x in (q, k, v))
-    mask = padded_mask(sequences, window)
+    mask = padded_mask(bounds, window)
     O = scaled_dot_product_attention(Q, K, V, attn_mask=mask, dropout_p=dropout, scale=scaling)  # noqa: E741
-    return O.transpose(1, 2).flatten(0, 1)[sequences.packed_index(len(q))]
+    return O.transpose(1, 2).flatten(0, 1)[bounds.packed_index(len(q))]
 
 
-def attend_varlen(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scaling: float, window: int | None) -> Tensor:
+def attend_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scaling: float, window: int | None) -> Tensor:
     """PyTorch's variable-length FlashAttention: fp16 or bf16, no dropout; wants head sizes in multiples of 8."""
     d = q.shape[-1]
     if d % 8:  # TinyBERT4's 26
         q, k, v = (pad(x, (0, -d % 8)) for x in (q, k, v))
-    cu_seqlens, longest = sequences.cu_seqlens, sequences.max_seqlen
+    cu_seqlens, longest = bounds.cu_seqlens, bounds.max_seqlen
     reach = -1 if window is None else window - 1
     O: Tensor = varlen_attn(  # noqa: E741
         q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(reach, reach)
@@ -111,11 +111,11 @@ def attend_varlen(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scaling
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scaling: float, dropout: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
     """Attention of every packed token to the tokens of its own sequence, the fastest way the device allows."""
     if q.device.type == "cpu":
-        return attend_runs(q, k, v, sequences, scaling, dropout, window)
+        return attend_runs(q, k, v, bounds, scaling, dropout, window)
     if dropout == 0.0 and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
-        return attend_varlen(q, k, v, sequences, scaling, window)
-    return attend_padded(q, k, v, sequences, scaling, dropout, window)
+        return attend_varlen(q, k, v, bounds, scaling, window)
+    return attend_padded(q, k, v, bounds, scaling, dropout, window)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from fastdistill.models.attention import Sequences, attend, within_window
+from fastdistill.models.attention import Bounds, attend, within_window
 
 ATTENTION = "fastdistill"
 
@@ -75,8 +75,8 @@ class Recorder:
     Layers are counted by order of call, since families that share weights run one module several times.
     """
 
-    def __init__(self, sequences: Sequences, taps: Taps) -> None:
-        self.sequences = sequences
+    def __init__(self, bounds: Bounds, taps: Taps) -> None:
+        self.bounds = bounds
         self.taps = taps
         self.captured = Captured()
         self.layers_seen = 0
@@ -121,7 +121,7 @@ def attention(
     if recorder is not None:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         recorder.record(q, k, v, scaling)
-        return attend(q, k, v, recorder.sequences, scaling, dropout, sliding_window)[None], None
+        return attend(q, k, v, recorder.bounds, scaling, dropout, sliding_window)[None], None
     if attention_mask is None and sliding_window is not None:
         attention_mask = within_window(query.shape[2], sliding_window, query.device)
     output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from fastdistill.batch import Batch
-from fastdistill.models.attention import Sequences
+from fastdistill.models.attention import Bounds
 from fastdistill.models.capture import ATTENTION, Captured, Recorder, Taps
 from fastdistill.models.families import classify, has_known_head, has_token_types, position_offset
 from fastdistill.models.pretrained import load_finetuned, load_headless
@@ -135,12 +135,12 @@ class Encoder(nn.Module):
             )
 
     def _packed(self, batch: Batch, taps: Taps) -> Captured:
-        recorder = Recorder(Sequences(batch.cu_seqlens, batch.max_seqlen), taps)
+        recorder = Recorder(Bounds(batch.cu_seqlens, batch.max_seqlen), taps)
         hidden_states = self._run_packed(batch, recorder, output_hidden_states=bool(taps.hidden))
         captured = recorder.captured
         captured.hidden = {layer: hidden_states[layer][0] for layer in taps.hidden}
         if taps.logits:
-            captured.logits = classify(self.model, hidden_states[-1][0], recorder.sequences)
+            captured.logits = classify(self.model, hidden_states[-1][0], recorder.bounds)
         return captured
 
     def _run_packed(self, batch: Batch, recorder: Recorder, output_hidden_states: bool) -> tuple[Tensor, ...]:
@@ -152,14 +152,14 @@ class Encoder(nn.Module):
         return output.hidden_states if output_hidden_states else (output.last_hidden_state,)
 
     def _padded(self, batch: Batch, taps: Taps) -> Captured:
-        sequences = Sequences(batch.cu_seqlens, batch.max_seqlen)
-        index, real = sequences.padded_index
+        bounds = Bounds(batch.cu_seqlens, batch.max_seqlen)
+        index, real = bounds.padded_index
         pad_token_id = self.model.config.pad_token_id or 0
         inputs = {"input_ids": batch.input_ids[index].masked_fill(~real, pad_token_id), "attention_mask": real.long()}
         if self.has_token_types:
             inputs["token_type_ids"] = batch.token_type_ids[index].masked_fill(~real, 0)
         output = self.model(**inputs, output_hidden_states=bool(taps.hidden))
-        rows = sequences.packed_index(batch.num_tokens)
+        rows = bounds.packed_index(batch.num_tokens)
         hidden = {layer: output.hidden_states[layer].flatten(0, 1)[rows] for layer in taps.hidden}
         return Captured(hidden=hidden, logits=output.logits if taps.logits else None)
 
@@ -185,5 +185,5 @@ class Encoder(nn.Module):
             cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
             max_seqlen=max(lengths),
         ).to(self.model.device)
-        recorder = Recorder(Sequences(batch.cu_seqlens, batch.max_seqlen), Taps())
+        recorder = Recorder(Bounds(batch.cu_seqlens, batch.max_seqlen), Taps())
         return self._run_packed(batch, recorder, output_hidden_states=False)[-1][0], recorder.layers_seen

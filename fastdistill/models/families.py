@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fastdistill.models.attention import Sequences
+from fastdistill.models.attention import Bounds
 
 
 def position_offset(base: nn.Module) -> int:
@@ -29,11 +29,11 @@ def intermediate_size_name(config: PretrainedConfig) -> str:
     return "hidden_dim" if config.model_type == "distilbert" else "intermediate_size"
 
 
-def mean_pool(hidden: Tensor, sequences: Sequences) -> Tensor:
+def mean_pool(hidden: Tensor, bounds: Bounds) -> Tensor:
     """Mean over the tokens of every sequence: ``(T, D) -> (B, D)``."""
-    lengths = sequences.cu_seqlens.diff()
+    lengths = bounds.cu_seqlens.diff()
     tokens = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
-    of_token = torch.searchsorted(sequences.cu_seqlens[1:], tokens, right=True)
+    of_token = torch.searchsorted(bounds.cu_seqlens[1:], tokens, right=True)
     sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, of_token, hidden)
     return sums / lengths[:, None]
 
@@ -43,15 +43,15 @@ def has_known_head(model: PreTrainedModel) -> bool:
     return model.config.model_type in HEADS
 
 
-def classify(model: PreTrainedModel, hidden: Tensor, sequences: Sequences) -> Tensor:
+def classify(model: PreTrainedModel, hidden: Tensor, bounds: Bounds) -> Tensor:
     """Logits ``(B, C)`` of a sequence-classification model from its packed last hidden states ``(T, D)``."""
     pool = mean_pool if getattr(model.config, "classifier_pooling", "cls") == "mean" else first_tokens
-    return HEADS[model.config.model_type](model, pool(hidden, sequences))
+    return HEADS[model.config.model_type](model, pool(hidden, bounds))
 
 
-def first_tokens(hidden: Tensor, sequences: Sequences) -> Tensor:
+def first_tokens(hidden: Tensor, bounds: Bounds) -> Tensor:
     """[CLS] of every sequence: ``(T, D) -> (B, D)``."""
-    return hidden[sequences.cu_seqlens[:-1]]
+    return hidden[bounds.cu_seqlens[:-1]]
 
 
 def _bert(model: PreTrainedModel, cls: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         ValueError: the checkpoint has none.
     """
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(expanduser(path), trust_remote_code=False)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers invents one where there is none
         raise ValueError(f"{path} has no tokenizer files: save the tokenizer beside the weights")
     return tokenizer
@@ -29,7 +30,7 @@ def load_plain(path: str | Path, *, head: bool) -> PreTrainedModel:
     """The model as a user without fastdistill runs it: transformers' own attention, float32, eval mode."""
     auto = AutoModelForSequenceClassification if head else AutoModel
     model: PreTrainedModel = auto.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        expanduser(path), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     return model.eval()
 
@@ -74,7 +75,7 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     try:
         model, info = auto.from_pretrained(
-            path,
+            expanduser(path),
             attn_implementation=ATTENTION,
             dtype=torch.float32,
             use_safetensors=True,

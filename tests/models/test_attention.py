@@ -7,15 +7,15 @@ import torch
 from encoders import LENGTHS
 from torch import Tensor
 
-from fastdistill.models.attention import Sequences, attend_padded, attend_runs, padded_mask
+from fastdistill.models.attention import Bounds, attend_padded, attend_runs, padded_mask
 
 H, D_HEAD, SCALING = 3, 10, 0.2
 
 
-def inputs(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Sequences]:
+def inputs(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Bounds]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, sum(lengths), H, D_HEAD, generator=generator).requires_grad_().unbind()
-    return q, k, v, Sequences(torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths))
+    return q, k, v, Bounds(torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths))
 
 
 def alone(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], window: int | None) -> Tensor:
@@ -33,9 +33,9 @@ def alone(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], window: int | Non
 @pytest.mark.parametrize("window", [None, 1, 5])
 @pytest.mark.parametrize("lengths", [*LENGTHS.values(), [1], [7, 0, 7]], ids=str)
 def test_values_and_gradients(attend: type, window: int | None, lengths: list[int]) -> None:
-    q, k, v, sequences = inputs(lengths)
+    q, k, v, bounds = inputs(lengths)
     weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
-    expected, got = alone(q, k, v, lengths, window), attend(q, k, v, sequences, SCALING, 0.0, window)
+    expected, got = alone(q, k, v, lengths, window), attend(q, k, v, bounds, SCALING, 0.0, window)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     theirs, ours = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (expected, got))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -43,11 +43,11 @@ def test_values_and_gradients(attend: type, window: int | None, lengths: list[in
 
 def test_training_in_bf16_rounds_only_what_goes_in_and_out() -> None:
     lengths = [7, 7, 3]
-    q, k, v, sequences = inputs(lengths)
+    q, k, v, bounds = inputs(lengths)
     weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     rounded = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
     with torch.autocast("cpu", torch.bfloat16):
-        got = attend_runs(*rounded, sequences, SCALING, 0.0, None)
+        got = attend_runs(*rounded, bounds, SCALING, 0.0, None)
         ours = torch.autograd.grad((got * weight).sum(), rounded)
     assert {x.dtype for x in (got, *ours)} == {torch.bfloat16}
     exact = [x.detach().float().requires_grad_() for x in rounded]
@@ -63,10 +63,10 @@ def test_equal_lengths_run_together() -> None:
 
 def test_packed_and_padded_indices_are_inverse() -> None:
     lengths = [3, 1, 0, 4]
-    sequences = inputs(lengths)[3]
-    index, real = sequences.padded_index
+    bounds = inputs(lengths)[3]
+    index, real = bounds.padded_index
     assert real.sum(1).tolist() == lengths
-    assert index.flatten()[sequences.packed_index(8)].tolist() == list(range(8))
+    assert index.flatten()[bounds.packed_index(8)].tolist() == list(range(8))
 
 
 @pytest.mark.parametrize("window", [None, 2])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from encoders import VOCAB, tiny_model
 
-from fastdistill.models.attention import Sequences
+from fastdistill.models.attention import Bounds
 from fastdistill.models.capture import Recorder, Taps, attention
 from fastdistill.models.encoder import Encoder
 
@@ -37,8 +37,8 @@ def test_decoders_are_refused(family: str, changes: dict[str, object]) -> None:
 
 
 def test_the_recorder_keeps_each_operand_by_order_of_call() -> None:
-    sequences = Sequences(torch.tensor([0, 2, 5], dtype=torch.int32), 3)
-    recorder = Recorder(sequences, Taps(q=frozenset({1}), k=frozenset({2}), v=frozenset({1, 2})))
+    bounds = Bounds(torch.tensor([0, 2, 5], dtype=torch.int32), 3)
+    recorder = Recorder(bounds, Taps(q=frozenset({1}), k=frozenset({2}), v=frozenset({1, 2})))
     calls = torch.randn(2, 3, 1, 4, 5, 6, generator=torch.Generator().manual_seed(0))  # call, q/k/v, 1, H, T, d
     for query, key, value in calls:
         attention(torch.nn.Identity(), query, key, value, None, scaling=0.5, recorder=recorder)

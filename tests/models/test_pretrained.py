@@ -12,6 +12,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
+from fastdistill.models.pretrained import load_plain, load_tokenizer
+from tests.tiny import make_teacher
 
 
 def test_saved_folder_is_plain_hugging_face(any_family: str, tmp_path: Path) -> None:
@@ -75,3 +77,11 @@ def test_a_checkpoint_that_lacks_encoder_weights_is_refused(tmp_path: Path) -> N
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 weights of a bert encoder: \['encoder.layer.1.output.dense.weight'"):
         Encoder.load(tmp_path)
+
+
+def test_folders_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_teacher(tmp_path / "teacher", head=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_tokenizer("~/teacher")) > 5
+    assert load_plain("~/teacher", head=True).config.hidden_size == 24
+    assert Encoder.load("~/teacher").hidden_size == 24
