@@ -78,9 +78,14 @@ def parse(recipe: Recipe, argv: list[str] | None, prog: str, description: str) -
     """The recipe with the overrides of `argv`, and the run's own switches."""
     parser = make_parser(recipe, prog, description)
     try:
-        config = parser.instantiate(parser.parse_args(argv))
-    except (TypeError, AttributeError, UnicodeDecodeError) as error:  # a group that is null or a list, a file not UTF-8
-        parser.error(f"the options do not fit together: {error}")
+        config = parser.parse_args(argv)
+    except UnicodeDecodeError as error:
+        parser.error(f"the configuration file is not UTF-8 text: {error}")
+    groups = {name.rpartition(".")[0] for name in list(parser.get_defaults().keys())} - {""}
+    for group in sorted(groups):
+        if not isinstance(value := config.get(group), Namespace):
+            parser.error(f"{group} is {value!r}: it is a group of options, give some of them under it or leave it out")
+    config = parser.instantiate(config)
     names = [f.name for f in dataclasses.fields(Recipe) if f.name != "stages"]
     chosen = {name: getattr(config, name) for name in names}
     stages = {name: _one_length(getattr(config, name), default) for name, default in recipe.stages.items()}

@@ -83,6 +83,21 @@ def test_unknown_yaml_key_is_refused_with_the_nearest_name(
     assert f"did you mean {hint}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("group", ["tsd", "teacher", "gd.losses"])
+@pytest.mark.parametrize("value", ["null", "[1, 2]", "3"])
+def test_group_that_is_a_value_is_refused(
+    group: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outer, _, inner = group.partition(".")
+    (tmp_path / "run.yaml").write_text(f"{outer}: {{{inner}: {value}}}" if inner else f"{outer}: {value}")
+    with pytest.raises(SystemExit) as stop:
+        parsed("--config", str(tmp_path / "run.yaml"))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert group in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     "argv", [["--tsd.losses.soft", "abc"], ["--student.preset", "tinybert5"], ["--config", "missing.yaml"]]
 )
