@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, MPNetConfig, MPNetModel
 
 from fastdistill import Recipe, main
 from tests.tiny import make_teacher, make_tokenizer, tiny_recipe
@@ -73,6 +74,20 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
     "a label name twice": (
         lambda r, t: replace(r, task=replace(r.task, label_names=("positive", "positive"))),
         ("task.label_names is ['positive', 'positive']",),
+    ),
+    "family whose attention cannot be captured": (
+        lambda r, t: replace(
+            r, teacher=replace(r.teacher, path=str(uncapturable(t))), student=replace(r.student, init="random")
+        ),
+        ("stage gd", "mpnet", "hidden", "embedding", "soft"),
+    ),
+    "fine-tuned on other classes": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(classifier(t, "no", "perhaps", "yes")))),
+        ("3 labels", "has 2"),
+    ),
+    "fine-tuned on classes in another order": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(classifier(t, "positive", "negative")))),
+        ("['positive', 'negative']", "['negative', 'positive']", "--task.label_names"),
     ),
     "empty text": (lambda r, t: task_file(r, t, "text,label\n" + ROWS + ",positive\n"), ("17", "text")),
     "not UTF-8": (
@@ -178,6 +193,23 @@ def listed_labels(folder: Path) -> Path:
     return path
 
 
+def uncapturable(folder: Path) -> Path:
+    config = MPNetConfig(
+        vocab_size=27, hidden_size=24, num_hidden_layers=4, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    MPNetModel(config).save_pretrained(folder / "mpnet")
+    make_tokenizer().save_pretrained(folder / "mpnet")
+    return folder / "mpnet"
+
+
+def classifier(folder: Path, *names: str) -> Path:
+    config = AutoConfig.from_pretrained(make_teacher(folder / "base"), id2label=dict(enumerate(names)))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "finetuned")
+    make_tokenizer().save_pretrained(folder / "finetuned")
+    return folder / "finetuned"
+
+
 def without_tokenizer(folder: Path) -> Path:
     teacher = make_teacher(folder / "bare")
     for path in teacher.glob("tokenizer*"):
@@ -217,7 +249,7 @@ def test_bad_input(case: str, world: Path, tmp_path: Path, capsys: pytest.Captur
     recipe = change(tiny_recipe(world, tmp_path / "out"), tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(recipe, "", argv=[])
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]  # before it, transformers shows that it saved a case's teacher
     assert stop.value.code == 2, error
     assert error.startswith("error: ")
     assert "Traceback" not in error
@@ -297,6 +329,16 @@ def test_full_disk_keeps_the_last_good_checkpoint(world: Path, tmp_path: Path) -
     again = start(limit=-1)
     assert again.returncode == 0, again.stderr
     assert json.loads((out / "report.json").read_text())["stages"][-1]["name"] == "tsd"
+
+
+def test_several_processes_are_refused(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        main(tiny_recipe(world, tmp_path / "out"), "", argv=[])
+    assert stop.value.code == 2
+    assert "torchrun" in capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_is_not_taken_for_bad_input(world: Path, tmp_path: Path) -> None:

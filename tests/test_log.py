@@ -64,7 +64,8 @@ def test_live_display_on_a_terminal(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; import sys; from fastdistill.log import Log\n"
         "with Log(Path(sys.argv[1])) as log:\n"
-        "    log.stage('tad', 40, 0)\n"
+        "    log.stage('tad', 40, 7)\n"
+        "    log.live.refresh()\n"
         "    log.step(step=10, tokens_per_second=1234.5, losses={'hidden': 0.5}, seconds=2.0)\n"
         "    log.say('done')\n"
     )
@@ -88,5 +89,5 @@ def test_live_display_on_a_terminal(tmp_path: Path) -> None:
             break
         shown += part
     os.close(main)
-    for part in (b"tad", b"10/40", b"1,234 tokens/s", b"hidden 0.5", b"done"):
+    for part in (b"tad", b"7/40", b"10/40", b"1,234 tokens/s", b"hidden 0.5", b"done"):
         assert part in shown

@@ -154,6 +154,7 @@ def test_accumulated_step_is_the_step_on_the_mean_gradient(tmp_path: Path, world
     batches = [batch for (_, batch), _ in zip(Loader(sequences(), 60, seed=1).batches(), range(3), strict=False)]
     losses = [objective(by_hand(batch, objective.student_taps), None, batch)[0] for batch in batches]
     torch.stack(losses).mean().backward()
+    norm = float(nn.utils.get_total_norm([p.grad for p in by_hand.parameters() if p.grad is not None]))
     optimizer = make_optimizer(stage.optim, by_hand, objective)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(stage.optim, 0, 1)
@@ -161,6 +162,7 @@ def test_accumulated_step_is_the_step_on_the_mean_gradient(tmp_path: Path, world
     progress = train_once(tmp_path, trained, stage, 1)
     for (name, expected), got in zip(by_hand.named_parameters(), trained.parameters(), strict=True):
         torch.testing.assert_close(got, expected, msg=name)
+    assert logged(tmp_path)[0]["gradient_norm"] == pytest.approx(norm, rel=1e-4)  # Adam's step would hide a factor
     assert progress.tokens == sum(batch.num_tokens for batch in batches)
 
 
@@ -264,7 +266,9 @@ def test_interrupted_training_goes_on_to_the_bit(tmp_path: Path, world: Path, dt
         train_once(parts, first, stage, 9, runtime=runtime, spy=spy, validate=validate)
     assert Checkpoints(parts, "x").latest() is not None
     train_once(parts, second, stage, 9, runtime=runtime, validate=validate)
-    assert same(weights_of(whole), weights_of(second))
+    assert same(weights_of(whole), weights_of(second))  # those of the best epoch, which was before the interruption
+    losses = [[(r["step"], r["losses"], r["tokens"]) for r in logged(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
 
 
 def test_weights_that_overflow_are_not_handed_on(tmp_path: Path, world: Path) -> None:
@@ -277,6 +281,14 @@ def test_runtime_follows_the_recipe(world: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(world, tmp_path)
     assert Runtime.of(replace(recipe, device="cpu", precision="bf16")).dtype == torch.bfloat16
     assert Runtime.of(replace(recipe, device="cpu", precision="fp32")).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_precision_is_that_of_the_hardware(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(loop, "_cpu_has_bf16", lambda: has)
+    assert Runtime.of(replace(tiny_recipe(world, tmp_path), device="cpu", precision="auto")).dtype == dtype
 
 
 def test_autocast_multiplies_in_bf16_and_keeps_the_weights() -> None:

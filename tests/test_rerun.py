@@ -88,11 +88,15 @@ def test_stage_skipped_the_second_time_is_not_reported(done: Path, world: Path, 
     assert json.loads((out / "control" / "result.json").read_text())["steps"] == 6
 
 
-def test_other_data_cannot_be_resumed(done: Path, world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["a row less", "another label"])
+def test_other_data_cannot_be_resumed(done: Path, world: Path, tmp_path: Path, change: str) -> None:
     out = copy(done, tmp_path / "out")
     rows = (world / "task.csv").read_text().splitlines()
+    last, label = rows.pop().split(",")
+    if change == "another label":
+        rows.append(f"{last},{'negative' if label == 'positive' else 'positive'}")
     recipe = tiny_recipe(world, out)
-    (tmp_path / "task.csv").write_text("\n".join(rows[:-1]) + "\n")
+    (tmp_path / "task.csv").write_text("\n".join(rows) + "\n")
     recipe = replace(recipe, task=replace(recipe.task, path=str(tmp_path / "task.csv")))
     for how in ({"resume": True}, {"from_stage": "tsd"}):
         with pytest.raises(ValueError, match="made from other data"):

@@ -73,8 +73,12 @@ def test_report_holds_what_it_must(done: Path) -> None:
     assert report["data"]["general"]["documents"] == 120
 
 
-def test_latent_terms_fall(done: Path) -> None:
+def test_terms_are_reported_as_they_were_logged_and_the_latent_ones_fall(done: Path) -> None:
     stages = json.loads((done / "report.json").read_text())["stages"]
+    log = [json.loads(line) for line in (done / "log.jsonl").read_text().splitlines()]
+    for stage in stages:
+        steps = {r["step"]: r["losses"] for r in log if r["stage"] == stage["name"] and r["event"] == "step"}
+        assert stage["losses"] == {term: [steps[3][term], steps[6][term]] for term in steps[6]}
     assert all(first > last for first, last in stages[0]["losses"].values())
 
 
@@ -190,9 +194,16 @@ def test_projections_go_on_from_stage_to_stage(world: Path, tmp_path: Path) -> N
 
 def test_control_and_last_stage_start_with_the_same_head(world: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(world, tmp_path / "out")
-    tsd = replace(recipe.stages["tsd"], steps=1, optim=replace(recipe.stages["tsd"].optim, learning_rate=1e-12))
-    control = replace(recipe.control, optim=replace(recipe.control.optim, learning_rate=1e-12))
-    run(replace(recipe, stages={"tsd": tsd}, control=control))
+    still = {
+        name: replace(stage, steps=steps, optim=replace(stage.optim, learning_rate=1e-12))
+        for name, stage, steps in (
+            ("tad", recipe.stages["tad"], 1),
+            ("tsd", recipe.stages["tsd"], 1),
+            ("control", recipe.control, None),
+        )
+    }
+    control = still.pop("control")
+    run(replace(recipe, stages=still, control=control))
     a, b = (load_file(tmp_path / "out" / p / "model.safetensors") for p in ("stages/tsd", "control"))
     torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
