@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fastdistill import Student, run
+from fastdistill.inputs import load_inputs
 from fastdistill.workspace import Workspace
 from tests.tiny import make_teacher, only, tiny_recipe
 
@@ -115,6 +116,21 @@ def test_moved_teacher_can_be_resumed_but_not_another_one(done: Path, world: Pat
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="another teacher"):
         run(recipe, resume=True)
+
+
+def test_one_other_label_is_other_data(world: Path, tmp_path: Path) -> None:
+    """With splits of its own, lest the label move rows from one split to another."""
+    rows = (world / "task.csv").read_text().splitlines()[1:]
+    recipe = only(tiny_recipe(world, tmp_path / "out"), "tsd")
+    recipe = replace(recipe, task=replace(recipe.task, path=str(tmp_path / "task")))
+    (tmp_path / "task").mkdir()
+    fingerprints = []
+    for label in ("negative", "positive"):
+        parts = {"train": rows[:40], "validation": rows[40:60], "test": [*rows[60:80], f"the end,{label}"]}
+        for name, part in parts.items():
+            (tmp_path / "task" / f"{name}.csv").write_text("text,label\n" + "\n".join(part) + "\n")
+        fingerprints.append(load_inputs(recipe).fingerprint)
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_moved_data_can_be_resumed(done: Path, world: Path, tmp_path: Path) -> None:
