@@ -126,10 +126,10 @@ def main(
     spec = sys.modules["__main__"].__spec__
     recipe, config = parse(recipe, argv, spec.name if spec else "fastdistill", description or "")
 
-    from fastdistill.runner import run
-
-    logging.captureWarnings(True)
     try:
+        from fastdistill.runner import run
+
+        logging.captureWarnings(True)
         recipe = prepare(recipe) if prepare else recipe
         return run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -40,7 +40,7 @@ def score(metric: str, predictions: np.ndarray, labels: np.ndarray, num_labels: 
     """The metric of predicted classes (or values) against gold labels, as scikit-learn and scipy compute it.
 
     F1 is of class 1 where there are two classes, and the mean over classes (macro) where there are more. A correlation
-    with constant predictions is 0.
+    of or with constants is 0.
     """
     if metric == "accuracy":
         return float(accuracy_score(labels, predictions))
@@ -49,7 +49,7 @@ def score(metric: str, predictions: np.ndarray, labels: np.ndarray, num_labels: 
         return float(f1_score(labels, predictions, average=average, zero_division=0.0))
     if metric == "matthews":
         return float(matthews_corrcoef(labels, predictions))
-    if np.ptp(predictions) == 0:
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
     return float((pearsonr if metric == "pearson" else spearmanr)(predictions, labels).statistic)
 

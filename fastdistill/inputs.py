@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdistill.checks import check_stage
 from fastdistill.data.corpus import load_corpus
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.data.tasks import TaskData, load_task
 from fastdistill.evaluate import metric_of
-from fastdistill.losses.objective import Objective, active_weights
+from fastdistill.losses.objective import Objective
+from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.layermap import parse_layer_map
 from fastdistill.models.pretrained import Tokenizer, load_tokenizer
@@ -107,20 +109,17 @@ def load_inputs(recipe: Recipe) -> Inputs:
     if not stages.keys() & recipe.stages.keys():
         raise ValueError("every stage is skipped: leave at least one in")
     for name, stage in stages.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "init":
-            raise ValueError(f"a stage cannot be called {name!r}: use lower-case letters, digits and _, and not init")
-        _check_stage(name, stage, recipe)
-    if recipe.seed < 0:
-        raise ValueError(f"seed is {recipe.seed}: it must be 0 or more")
-    for option in ("logging_steps", "save_steps"):
-        if getattr(recipe, option) < 1:
-            raise ValueError(f"{option} is {getattr(recipe, option)}: it must be 1 or more")
+        check_stage(name, stage, recipe)
     metric_of(recipe.task)
     base = recipe.teacher.path or recipe.teacher.finetuned
     if not base:
         raise ValueError("no teacher is named: give --teacher.path, a Hugging Face folder or Hub id")
     needs_task = recipe.task.path is not None
     teacher = Encoder.load(base)
+    for name, stage in stages.items():
+        if stage.losses.attention or stage.losses.relation:
+            with _named(name):
+                teacher.check_taps(Taps(q=frozenset({1})))
     tokenizer = load_tokenizer(base)
     if max(tokenizer.get_vocab().values()) >= teacher.vocab_size:
         raise ValueError(
@@ -150,10 +149,8 @@ def load_inputs(recipe: Recipe) -> Inputs:
         recipe, tokenizer, task, corpus, student, projections, _digest(*dict.fromkeys((teacher, finetuned)))
     )
     for name, stage in stages.items():
-        try:
+        with _named(name):
             Loader(inputs.data(stage), stage.tokens_per_batch, seed=0).plan(epoch=0)
-        except ValueError as error:
-            raise ValueError(f"stage {name}: {error}") from None
     if task is not None and recipe.teacher.finetuned is not None:
         _check_labels(recipe.teacher.finetuned, finetuned, inputs)
     return inputs
@@ -168,6 +165,15 @@ def _digest(*encoders: Encoder) -> bytes:
     return digest.digest()
 
 
+@contextmanager
+def _named(stage: str) -> Iterator[None]:
+    """Errors say which stage they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"stage {stage}: {error}") from None
+
+
 def _jobs(recipe: Recipe) -> dict[str, Stage]:
     """Every stage that will run, by name; the fine-tuning and the control among them."""
     jobs = dict(recipe.stages)
@@ -178,84 +184,19 @@ def _jobs(recipe: Recipe) -> dict[str, Stage]:
     return {name: stage for name, stage in jobs.items() if not stage.skip}
 
 
-def _check_values(name: str, stage: Stage) -> None:
-    """Numbers that no training could use."""
-    optim, losses, accumulate = stage.optim, stage.losses, stage.gradient_accumulation_steps
-    for option, value, good, bound in (
-        ("epochs", stage.epochs, stage.epochs is None or 0 < stage.epochs <= 10_000, "above 0, and 10,000 at most"),
-        ("steps", stage.steps, stage.steps is None or stage.steps > 0, "above 0"),
-        ("tokens_per_batch", stage.tokens_per_batch, stage.tokens_per_batch >= 1, "1 or more"),
-        ("gradient_accumulation_steps", accumulate, accumulate >= 1, "1 or more"),
-        ("optim.learning_rate", optim.learning_rate, 0 < optim.learning_rate < math.inf, "above 0"),
-        ("optim.warmup_ratio", optim.warmup_ratio, 0 <= optim.warmup_ratio <= 1, "from 0 to 1"),
-        ("optim.weight_decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "0 or more"),
-        ("optim.max_grad_norm", optim.max_grad_norm, optim.max_grad_norm >= 0, "0 (no clipping) or more"),
-        ("losses.temperature", losses.temperature, 0 < losses.temperature < math.inf, "above 0"),
-        ("losses.relation_heads", losses.relation_heads, losses.relation_heads >= 1, "1 or more"),
-    ):
-        if not good:
-            raise ValueError(f"{name}.{option} is {value}: it must be {bound}")
-    if stage.epochs is not None and stage.steps is not None:
-        raise ValueError(f"{name} has both epochs ({stage.epochs}) and steps ({stage.steps}): give one")
-
-
-def _check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
-    """What a stage asks for must be in the recipe."""
-    _check_values(name, stage)
-    try:
-        active = active_weights(stage.losses)
-    except ValueError as error:
-        raise ValueError(f"stage {name}: {error}") from None
-    if name in ("finetune", "control") and (stage.teacher, stage.data, set(active)) != ("none", "task", {"hard"}):
-        raise ValueError(f"{name} trains on gold labels alone: leave its teacher, data and losses as they are")
-    if stage.keep == "best" and not active.keys() & {"soft", "hard"}:
-        raise ValueError(f"{name}.keep is best, but a student without a head has no validation score: set it to last")
-    if stage.data == "general" and recipe.general.path is None:
-        raise ValueError(
-            f"stage {name} reads general text and none is named: give --general.path, or --{name}.skip true"
-        )
-    if stage.data == "task" and recipe.task.path is None:
-        raise ValueError(f"stage {name} reads task data and none is named: give --task.path, or --{name}.skip true")
-    if stage.data == "general" and "hard" in active:
-        raise ValueError(
-            f"stage {name} has the hard loss on general text, which has no labels: set {name}.losses.hard to 0"
-        )
-    taught = sorted(active.keys() - {"hard"})
-    if stage.teacher == "none" and taught:
-        raise ValueError(f"stage {name} has the losses {', '.join(taught)} but teacher: none: set {name}.teacher")
-    if stage.teacher == "pretrained" and not recipe.teacher.path:
-        raise ValueError(f"stage {name} learns from the pretrained teacher: give --teacher.path, or --{name}.skip true")
-    if stage.teacher == "pretrained" and "soft" in active:
-        raise ValueError(
-            f"stage {name} has the soft loss and teacher: pretrained, whose head was never fine-tuned: "
-            f"set {name}.teacher to finetuned"
-        )
-    if (
-        stage.teacher == "finetuned"
-        and recipe.teacher.finetuned is None
-        and (recipe.finetune.skip or recipe.task.path is None)
-    ):
-        raise ValueError(
-            f"stage {name} learns from the fine-tuned teacher, but its head was never fine-tuned: give "
-            "--teacher.finetuned, or let the finetune stage run on --task.path"
-        )
-
-
 def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder, teachers: dict[str, Encoder]) -> None:
     """Layer maps, heads and taps of every stage that has a teacher."""
     for name, stage in stages.items():
         if stage.teacher == "none":
             continue
         teacher = teachers[stage.teacher]
-        try:
+        with _named(name):
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
             objective = Objective(stage.losses, layers, student, teacher, regression=recipe.task.kind == "regression")
             with torch.random.fork_rng():
                 headed = student.with_fresh_head(2) if objective.student_taps.logits else student
             headed.check_taps(objective.student_taps)
             teacher.check_taps(objective.teacher_taps)
-        except ValueError as error:
-            raise ValueError(f"stage {name}: {error}") from None
 
 
 def _first_projections(recipe: Recipe, student: Encoder, teacher: Encoder) -> dict[str, Tensor]:

@@ -112,7 +112,8 @@ class Meter:
         if len(bad):
             row, column = bad[0].tolist()
             step = last_step - len(self.values) + 1 + row
-            raise FloatingPointError(_not_finite(stage, step, f"{names[column]} is", f"{table[row, column].item()}"))
+            what = names[column] if names[column] in ("loss", "gradient norm") else f"{names[column]} loss"
+            raise FloatingPointError(_not_finite(stage, step, f"{what} is", f"{table[row, column].item()}"))
         self.values = []
         return dict(zip(names, table.double().mean(0).tolist(), strict=True))
 
@@ -143,7 +144,10 @@ def train(
     optimizer = make_optimizer(stage.optim, student, objective)
     state = TrainingState(student, objective, optimizer, Progress())
     if found := checkpoints.latest():
-        state.restore(found)
+        try:
+            state.restore(found)
+        except Exception as error:  # whatever a torn file may cause
+            raise ValueError(f"the checkpoint {found} is damaged ({error}): delete it, then --resume") from error
         log.cut(state.progress.log_offset)
     else:
         log.forget(name)

@@ -19,7 +19,7 @@ class Teacher:
             when absent, the `finetune` stage makes it from `path`.
     """
 
-    path: str = ""
+    path: str | None = None
     finetuned: str | None = None
 
 

@@ -31,7 +31,7 @@ Report = dict[str, Any]
 def write(recipe: Recipe, inputs: Inputs, space: Workspace, log: Log, student: Path, device: torch.device) -> Report:
     """Measure teacher, student and control, and write what the run leaves behind; passed over where it is there."""
     path = space.root / "report.json"
-    if not path.exists():
+    if not (path.exists() and space.student.exists()):
         report = measure(recipe, inputs, space, student, device)
         publish(space.student, lambda to: _export(student, to, model_card(report)))
         ran = ["finetune", *(stage["name"] for stage in report["stages"]), "control"]
@@ -107,7 +107,7 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path, dev
     teacher, small = models["teacher"], models["student"]
     return {
         **models,
-        "retention": small["score"] / teacher["score"] if headed["student"] and teacher["score"] else None,
+        "retention": small["score"] / teacher["score"] if headed["student"] and (teacher["score"] or 0) > 0 else None,
         "compression": teacher["parameters"] / small["parameters"],
         "speedup": teacher["latency_ms"] / small["latency_ms"],
         "stages": stages,
@@ -186,15 +186,24 @@ def to_markdown(report: Report) -> str:
     for name, counts in data.items():
         found = ", ".join(f"{count:,} {what}" for what, count in counts.items() if what != "origin")
         read.append(f"| {name} | {found} | {counts['origin']} |")
+    held_out = control = ""
+    if rows["test"]:
+        held_out = (
+            f"Scores are of {rows['test']:,} held-out rows that no choice was made on; every choice was made on\n"
+            f"{rows['validation']:,} validation rows. "
+        )
+    if "control" in report:
+        control = (
+            "The control is the same student, from the same initial weights, trained on gold labels alone for as many\n"
+            "steps as the stages on task data took.\n"
+        )
     return f"""# Distillation report
 
 {summary(report)}
 
-Scores are of {rows["test"]:,} held-out rows that no choice was made on; every choice was made on
-{rows["validation"]:,} validation rows. Latency is the median of a forward pass of {latency["batch_size"]} sequences
-of {latency["length"]} tokens in fp32 on {latency["threads"]} threads of {latency["cpu"]}, the models taking turns. The
-control is the same student, from the same initial weights, trained on gold labels alone for as many steps as the stages
-on task data took.
+{held_out}Latency is the median of a forward pass of {latency["batch_size"]} sequences
+of {latency["length"]} tokens in fp32 on {latency["threads"]} threads of {latency["cpu"]}, the models taking turns.
+{control}
 
 ## Stages
 
@@ -233,8 +242,9 @@ A student of `{teacher}`, distilled with fastdistill
 
 {summary(report)}
 
-Figures are of held-out rows; latency is of {latency["batch_size"]} sequences of {latency["length"]} tokens in fp32 on
-{latency["threads"]} threads of {latency["cpu"]}.
+{"Scores are of held-out rows." if task else ""}
+Latency is of {latency["batch_size"]} sequences of {latency["length"]} tokens in fp32 on {latency["threads"]} threads of
+{latency["cpu"]}.
 """
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastdistill import report
 from fastdistill.checkpoint import Checkpoints, publish, weights
+from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
 from fastdistill.evaluate import metric_of, predict, probe, score
 from fastdistill.inputs import Inputs, load_inputs
@@ -49,6 +50,8 @@ def run(
         OSError: something could not be read or written; the last good checkpoint is kept.
     """
     quiet()
+    recipe = plain(recipe)
+    check_values(recipe)
     check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage)
     runtime = Runtime.of(recipe)
     inputs = load_inputs(recipe)
@@ -96,6 +99,7 @@ class Runner:
             teacher = Encoder.load(self.recipe.teacher.finetuned, head="finetuned").to(self.runtime.device)
             self._publish(folder, None, {}, {"name": "teacher", "score": self._score(teacher)})
         elif not stage.skip:
+            assert self.recipe.teacher.path is not None, "one of the two is named; inputs are checked"
             torch.manual_seed(seed_of(self.recipe.seed, "head"))
             teacher = Encoder.load(
                 self.recipe.teacher.path, head="fresh", num_labels=self.inputs.num_labels, id2label=self.inputs.id2label
@@ -129,12 +133,14 @@ class Runner:
         self._train("control", dataclasses.replace(stage, steps=steps, epochs=None), student, None, folder)
 
     def _load_student(self, folder: Path, stage: Stage) -> Encoder:
-        task = self.inputs.task
-        if not (stage.losses.soft or stage.losses.hard):
+        """The student with the head that it has, or with a new one where the stage's losses need one."""
+        head: Head = "none"
+        if stage.losses.soft or stage.losses.hard:
+            head = "fresh"
+        if json.loads((folder / "result.json").read_text()).get("head", False):
+            head = "finetuned"
+        if head == "none":
             return Encoder.load(folder)
-        assert task is not None, "label losses need a task; inputs are checked"
-        headed = json.loads((folder / "result.json").read_text()).get("head", False)
-        head: Head = "finetuned" if headed else "fresh"
         torch.manual_seed(seed_of(self.recipe.seed, "head"))  # one for all: the control starts with the same head
         return Encoder.load(folder, head=head, num_labels=self.inputs.num_labels, id2label=self.inputs.id2label)
 
@@ -218,6 +224,8 @@ class Runner:
         def write(to: Path) -> None:
             if encoder is not None:
                 encoder.model.save_pretrained(to)
+                # a fast tokenizer remembers the truncation of its last call, and would save it
+                self.inputs.tokenizer.backend_tokenizer.no_truncation()
                 self.inputs.tokenizer.save_pretrained(to)
             if projections:
                 save_file(projections, to / "objective.safetensors")

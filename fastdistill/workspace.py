@@ -18,6 +18,8 @@ from fastdistill.recipe import Recipe
 # what the end of a run makes from its stages, and the rest; deleted in this order, a log after what it tells of
 OUTCOME = ("report.json", "control", "checkpoints", "student", "report.md", "losses.png")
 SOURCES = ("stages", "teacher", "log.jsonl")
+# values that decide no result: data and teacher are compared by their content, wherever they lie
+INDIFFERENT = ("output_dir", "cache_dir", "teacher.path", "general.path", "task.path", "logging_steps", "save_steps")
 
 
 class Workspace:
@@ -76,6 +78,8 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
         raise ValueError(
             f"output_dir {space.root} holds files that are not a run of fastdistill: choose another --output_dir"
         )
+    if occupied:
+        _saved(space)  # refuses a recipe.json that is none of ours
     if from_stage is not None:
         stages = [name for name, stage in recipe.stages.items() if not stage.skip]
         if from_stage not in stages:
@@ -112,21 +116,30 @@ def _doomed(space: Workspace, recipe: Recipe, *, overwrite: bool, from_stage: st
     """What the run deletes before it starts, in this order; a run without its report is not finished."""
     names = list(recipe.stages)
     again = [] if from_stage is None else [space.stage(name) for name in reversed(names[names.index(from_stage) :])]
-    outcome = [space.root / name for name in OUTCOME] if overwrite or again else []
+    # a finished run that is resumed with a stage or a control that it did not have
+    longer = (
+        space.recipe.exists()
+        and not overwrite
+        and (space.root / "report.json").exists()
+        and bool(set(_differences(_saved(space)["recipe"], _to_json(recipe))) - set(INDIFFERENT))
+    )
+    outcome = [space.root / name for name in OUTCOME] if overwrite or again or longer else []
     return outcome + again + ([space.root / name for name in SOURCES] if overwrite else [])
 
 
 def _may_change(name: str, space: Workspace, recipe: Recipe, from_stage: str | None) -> bool:
     """Whether the value called `name` may differ from those that the directory's run began with.
 
-    Stages that have not begun may change, of the one that stopped half way the optimiser alone. Where data and
-    teacher lie may change, for their content is compared; so may what decides no result.
+    Stages that have not begun may change, of the one that stopped half way the optimiser alone; and what decides no
+    result.
     """
     part, _, option = name.partition(".")
-    if name in ("output_dir", "cache_dir", "teacher.path", "general.path", "task.path", "logging_steps", "save_steps"):
+    if name in INDIFFERENT:
         return True
     if part in recipe.stages and from_stage is not None:
         return list(recipe.stages).index(part) >= list(recipe.stages).index(from_stage)
+    if part in recipe.stages and any(space.stage(later).exists() for later in _after(part, recipe)):
+        return False
     folders = {"finetune": space.teacher, "control": space.control} | {n: space.stage(n) for n in recipe.stages}
     if part not in folders or (folders[part].exists() and not (part == "control" and from_stage)):
         return False
@@ -172,7 +185,15 @@ def _saved(space: Workspace) -> dict[str, Any]:
         saved = json.loads(space.recipe.read_text())
         return {"recipe": saved["recipe"], "data": saved["data"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{space.recipe} is damaged ({error!r}): start again with --overwrite") from None
+        raise ValueError(
+            f"{space.recipe} is damaged, or not of a run ({error!r}): choose another --output_dir, or delete this one"
+        ) from None
+
+
+def _after(stage: str, recipe: Recipe) -> list[str]:
+    """The stages of the recipe behind `stage`."""
+    names = list(recipe.stages)
+    return names[names.index(stage) + 1 :]
 
 
 def _to_json(recipe: Recipe) -> dict[str, object]:

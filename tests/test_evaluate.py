@@ -39,6 +39,7 @@ def test_correlations_by_hand() -> None:
     a, b = gold - gold.mean(), guess - guess.mean()
     assert score("pearson", guess, gold) == pytest.approx((a @ b) / math.sqrt((a @ a) * (b @ b)))
     assert score("pearson", np.ones(4), gold) == 0.0
+    assert score("spearman", guess, np.ones(4)) == 0.0
 
 
 @pytest.mark.parametrize(

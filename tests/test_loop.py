@@ -80,7 +80,7 @@ def test_meter_names_the_first_step_that_is_not_finite(bad: float) -> None:
     meter = Meter()
     for step in range(5):
         meter.add({"hidden": torch.tensor(1.0), "soft": torch.tensor(bad if step >= 3 else 0.0)})
-    with pytest.raises(FloatingPointError, match=rf"stage tad, step 24: the soft is {bad}"):
+    with pytest.raises(FloatingPointError, match=rf"stage tad, step 24: the soft loss is {bad}"):
         meter.read("tad", last_step=25)
 
 
@@ -269,6 +269,15 @@ def test_interrupted_training_goes_on_to_the_bit(tmp_path: Path, world: Path, dt
     assert same(weights_of(whole), weights_of(second))  # those of the best epoch, which was before the interruption
     losses = [[(r["step"], r["losses"], r["tokens"]) for r in logged(tmp_path / name)] for name in ("whole", "parts")]
     assert losses[0] == losses[1]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, world: Path) -> None:
+    student = load(world)
+    with pytest.raises(KeyboardInterrupt):
+        train_once(tmp_path, student, HARD, 5, runtime=replace(RUNTIME, save_steps=2), spy=Spy(student, fail_at=4))
+    (tmp_path / "x-00000002" / "optimizer.pt").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"checkpoint .*x-00000002 is damaged"):
+        train_once(tmp_path, load(world), HARD, 5)
 
 
 def test_weights_that_overflow_are_not_handed_on(tmp_path: Path, world: Path) -> None:

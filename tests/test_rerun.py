@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from fastdistill import Student, run
 from fastdistill.inputs import load_inputs
@@ -131,6 +133,39 @@ def test_one_other_label_is_other_data(world: Path, tmp_path: Path) -> None:
             (tmp_path / "task" / f"{name}.csv").write_text("text,label\n" + "\n".join(part) + "\n")
         fingerprints.append(load_inputs(recipe).fingerprint)
     assert fingerprints[0] != fingerprints[1]
+
+
+def test_a_finished_run_can_be_resumed_with_more(world: Path, tmp_path: Path) -> None:
+    whole = tiny_recipe(world, tmp_path / "out")
+    part = only(whole, "gd", "ged", "tad")
+    run(replace(part, control=replace(part.control, skip=True)))
+    report = run(whole, resume=True)
+    assert [s["name"] for s in report["stages"]] == ["gd", "ged", "tad", "tsd"]
+    assert report["control"]["score"] is not None
+    assert AutoConfig.from_pretrained(tmp_path / "out" / "student").architectures == ["BertForSequenceClassification"]
+
+
+def test_a_stage_cannot_be_put_in_before_one_that_ran(world: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, tmp_path / "out")
+    run(only(recipe, "gd", "tsd"))
+    with pytest.raises(ValueError, match=r"other values of ged\.skip, tad\.skip"):
+        run(recipe, resume=True)
+
+
+def test_a_lost_student_folder_is_made_again(done: Path, world: Path, tmp_path: Path) -> None:
+    out = copy(done, tmp_path / "out")
+    shutil.rmtree(out / "student")
+    run(tiny_recipe(world, out), resume=True)
+    assert (out / "student" / "model.safetensors").read_bytes() == (done / "student" / "model.safetensors").read_bytes()
+
+
+def test_a_folder_with_some_recipe_json_is_not_ours(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "student").mkdir(parents=True)
+    (tmp_path / "out" / "student" / "my.txt").write_text("mine")
+    (tmp_path / "out" / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match="not of a run"):
+        run(tiny_recipe(world, tmp_path / "out"), overwrite=True)
+    assert (tmp_path / "out" / "student" / "my.txt").exists()
 
 
 def test_moved_data_can_be_resumed(done: Path, world: Path, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_general_distillation_alone_needs_no_task(world: Path, tmp_path: Path) -
 
 def test_finetuned_teacher_is_taken_as_it_is(done: Path, world: Path, tmp_path: Path) -> None:
     recipe = only(tiny_recipe(world, tmp_path / "out"), "tsd")
-    recipe = replace(recipe, teacher=replace(recipe.teacher, path="", finetuned=str(done / "teacher")))
+    recipe = replace(recipe, teacher=replace(recipe.teacher, path=None, finetuned=str(done / "teacher")))
     report = run(recipe)
     assert report["teacher"]["score"] == json.loads((done / "report.json").read_text())["teacher"]["score"]
     assert not (tmp_path / "out" / "teacher" / "model.safetensors").exists()
@@ -245,6 +245,44 @@ def test_student_of_ones_own(done: Path, world: Path, tmp_path: Path) -> None:
         load_file(p / "model.safetensors") for p in (tmp_path / "out" / "stages" / "init", done / "stages" / "ged")
     )
     assert all(torch.equal(start[name], given[name]) for name in given)
+
+
+def test_a_head_once_trained_is_kept(world: Path, tmp_path: Path) -> None:
+    """Also by a stage whose losses do not use it."""
+    recipe = tiny_recipe(world, tmp_path / "out")
+    tad = replace(recipe.stages["tad"], losses=replace(recipe.stages["tad"].losses, hard=1.0))
+    tsd = replace(recipe.stages["tsd"], losses=recipe.stages["ged"].losses, keep="last")
+    report = run(replace(recipe, stages={"tad": tad, "tsd": tsd}))
+    assert report["retention"] is not None
+    tad_weights, weights = (load_file(tmp_path / "out" / p / "model.safetensors") for p in ("stages/tad", "student"))
+    assert torch.equal(tad_weights["classifier.weight"], weights["classifier.weight"])
+
+
+def test_paths_may_be_paths(world: Path, tmp_path: Path) -> None:
+    recipe = only(tiny_recipe(world, tmp_path / "out"), "gd")
+    recipe = replace(
+        recipe,
+        teacher=Teacher(path=world / "teacher"),  # type: ignore[arg-type]
+        general=replace(recipe.general, path=world / "general.txt"),
+        task=replace(recipe.task, path=None),
+        output_dir=tmp_path / "out",  # type: ignore[arg-type]
+    )
+    assert run(recipe)["recipe"]["output_dir"] == str(tmp_path / "out")
+
+
+def test_the_saved_tokenizer_cuts_nothing(done: Path) -> None:
+    """A tokenizer.json is read by programs that know nothing of the length it was trained with."""
+    for folder in ("student", "teacher", "stages/gd"):
+        assert json.loads((done / folder / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_report_without_a_task_says_nothing_of_one(world: Path, tmp_path: Path) -> None:
+    recipe = only(tiny_recipe(world, tmp_path / "out"), "gd")
+    run(replace(recipe, task=replace(recipe.task, path=None)))
+    for path in ("report.md", "student/README.md"):
+        text = (tmp_path / "out" / path).read_text()
+        assert "held-out" not in text
+        assert "control" not in text
 
 
 def test_regression(world: Path, tmp_path: Path) -> None:

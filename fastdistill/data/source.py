@@ -8,6 +8,7 @@ import gzip
 import lzma
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,7 +171,10 @@ def _stream(files: list[Path]) -> IterableDataset:
                 raise ValueError(f"{file} has the columns {', '.join(others)}, not {', '.join(columns)}")
         # read every column as text: guessed types would turn the text "NA" into nothing and "007" into 7
         features = Features({column: Value("string") for column in columns})
-        options = {"sep": separator, "features": features, "keep_default_na": False, "index_col": False}
+        options = {
+            "sep": separator, "names": columns, "header": 0, "features": features, "keep_default_na": False,
+            "index_col": False,
+        }  # fmt: skip
     names = [escape(str(file.resolve())) for file in files]
     # datasets leaves a lock file for every set of files that it opens: keep those out of the user's cache
     with TemporaryDirectory() as scratch:
@@ -179,13 +183,15 @@ def _stream(files: list[Path]) -> IterableDataset:
 
 
 def _header(file: Path, separator: str) -> list[str]:
+    """The column names; a column without one, as pandas writes its index, is called as pandas calls it."""
     with COMPRESSIONS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig", newline="") as stream:
-        return next((row for row in csv.reader(stream, delimiter=separator) if row), [])
+        names = next((row for row in csv.reader(stream, delimiter=separator) if row), [])
+    return [name or f"Unnamed: {number}" for number, name in enumerate(names)]
 
 
 def suffix(file: Path) -> str:
     """The ending that tells the format, without that of a compression."""
-    return file.with_suffix("").suffix if file.suffix in COMPRESSIONS else file.suffix
+    return (file.with_suffix("").suffix if file.suffix in COMPRESSIONS else file.suffix).lower()
 
 
 def split_of(file: Path) -> str | None:
@@ -224,7 +230,7 @@ def _named_errors(where: str, files: tuple[Path, ...]) -> Iterator[None]:
             yield
     except UnicodeDecodeError as error:
         raise ValueError(_not_utf8(files) or f"{where} is not UTF-8 text: {error}") from error
-    except (ValueError, OSError, EOFError, Warning) as error:
+    except (ValueError, OSError, EOFError, KeyError, Warning, zlib.error, lzma.LZMAError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{where} cannot be read ({reason}); repair or remove it") from error
 

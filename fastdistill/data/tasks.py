@@ -72,7 +72,13 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     train_labels = _column(train_source, task.label, "task.label")
     names = None
     if task.kind == "classification":
-        names = given or train_source.class_names(task.label) or distinct_names(train_labels)
+        declared = train_source.class_names(task.label)
+        if given and declared and len(given) != len(declared):
+            raise ValueError(
+                f"task.label_names has {len(given)} names, {train_source.where} declares {len(declared)}: "
+                f"{', '.join(declared)}"
+            )
+        names = given or declared or distinct_names(train_labels)
 
     train, validation, test = _divide(
         _rows(train_source, task, train_labels, names, "train"),
@@ -107,7 +113,8 @@ def _sources(task: Task) -> dict[str, Source]:
     for file in files:
         splits.setdefault(split_of(file), []).append(file)
     named = {split: from_files(group) for split, group in splits.items() if split}
-    return named if len(files) > 1 and named else {"train": from_files(files)}
+    is_folder = Path(task.path).expanduser().is_dir()
+    return named if named and (len(files) > 1 or is_folder) else {"train": from_files(files)}
 
 
 def _split(sources: dict[str, Source], *names: str) -> Source | None:
@@ -129,6 +136,9 @@ def _rows(source: Source, task: Task, labels: list[Any], names: tuple[str, ...] 
     pairs = None if task.pair is None else _texts(source, task.pair, "task.pair")
     if names is None:
         return _Rows(texts, pairs, regression_targets(labels, source.where), origin)
+    declared = source.class_names(task.label)
+    if declared and set(declared) == set(names):  # numbers are positions in the data's own order
+        labels = [declared[x] if isinstance(x, int) and 0 <= x < len(declared) else x for x in labels]
     return _Rows(texts, pairs, class_indices(labels, names, source.where), origin)
 
 
@@ -162,9 +172,9 @@ def _divide(
 def _set_aside(rows: _Rows, size: int, option: str, rng: np.random.Generator) -> tuple[_Rows, _Rows]:
     """Take `size` rows at random, but of every class (or range of targets) its share: ``(rest, taken)``."""
     total = len(rows.texts)
-    if not 0 < size < total:
+    if not 0 < size <= total // 2:
         raise ValueError(
-            f"{option}={size} rows cannot be set aside from the {total} rows of train; choose a size between"
+            f"{option}={size} rows cannot be set aside from the {total} rows of train: choose from 1 to {total // 2}"
         )
     shuffled = rng.permutation(total)
     by_label = shuffled[np.argsort(rows.labels[shuffled], kind="stable")]

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os.path import expanduser
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
 from fastdistill.models.capture import ATTENTION
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[str]:
+    """The folder or Hub id `path` stands for; what goes wrong in reading it becomes one sentence.
+
+    Raises:
+        FileNotFoundError: `path` is a path by its looks, but no folder is there; or the Hub cannot be reached.
+        ValueError: transformers cannot read what is there.
+    """
+    folder = expanduser(path)
+    is_local = folder.startswith(("/", ".")) or folder.count("/") > 1 or Path(folder).exists()
+    if is_local and not Path(folder).is_dir():
+        raise FileNotFoundError(f"{path} is no folder: name one with config.json and model.safetensors, or a Hub id")
+    try:
+        yield folder
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, from configurations, tokenizers and weights
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{path} needs code of its own, which is never run: use a model of transformers"
+            ) from error
+        raise ValueError(f"{path} cannot be loaded ({' '.join(str(error).split())[:500]})") from error
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -20,7 +45,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         ValueError: the checkpoint has none.
     """
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(expanduser(path), trust_remote_code=False)
+    with _readable(path) as folder:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers invents one where there is none
         raise ValueError(f"{path} has no tokenizer files: save the tokenizer beside the weights")
     return tokenizer
@@ -29,9 +55,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def load_plain(path: str | Path, *, head: bool) -> PreTrainedModel:
     """The model as a user without fastdistill runs it: transformers' own attention, float32, eval mode."""
     auto = AutoModelForSequenceClassification if head else AutoModel
-    model: PreTrainedModel = auto.from_pretrained(
-        expanduser(path), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
+    with _readable(path) as folder:
+        model: PreTrainedModel = auto.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     return model.eval()
 
 
@@ -73,17 +100,15 @@ def load_finetuned(path: str | Path, num_labels: int | None = None) -> PreTraine
 def _from_pretrained(
     auto: type[AutoModel] | type[AutoModelForSequenceClassification], path: str | Path
 ) -> tuple[PreTrainedModel, list[str]]:
-    try:
+    with _readable(path) as folder:
         model, info = auto.from_pretrained(
-            expanduser(path),
+            folder,
             attn_implementation=ATTENTION,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        raise ValueError(f"the weights of {path} cannot be read: {error}") from error
     broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if broken:
         raise ValueError(f"{path} holds weights that are NaN or infinite: {broken[:3]}; take another checkpoint")

@@ -216,6 +216,28 @@ def test_other_encodings_are_named_with_their_place(
         read(file, "text")
 
 
+def test_columns_without_a_name_are_called_as_pandas_calls_them(tmp_path: Path) -> None:
+    file = written(tmp_path / "index.csv", ",text,label\n0,a b,1\n1,c,0\n")
+    assert read(file, "text", "label") == {"text": ["a b", "c"], "label": ["1", "0"]}
+    assert read(file, "Unnamed: 0") == {"Unnamed: 0": ["0", "1"]}
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    assert read(written(tmp_path / "ROWS.CSV", "text\na\n"), "text") == {"text": ["a"]}
+
+
+@pytest.mark.parametrize("compression", [".gz", ".xz", ".bz2"])
+def test_damaged_compressed_files_are_named(compression: str, tmp_path: Path) -> None:
+    file = tmp_path / f"x.csv{compression}"
+    with OPENERS[compression](file, "wb") as stream:
+        stream.write(b"text\n" + b"some words\n" * 2000)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 :] = b"\0" * (len(content) - len(content) // 2)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read(file, "text")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

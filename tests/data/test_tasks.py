@@ -110,7 +110,7 @@ def test_rows_set_aside_are_decided_by_the_seed_and_stratified(
         assert [data.label_names[label] for label in split.labels] == [by_text[text] for text in texts(split)]
 
 
-@pytest.mark.parametrize(("option", "size"), [("validation_size", 40), ("test_size", 40), ("test_size", 0)])
+@pytest.mark.parametrize(("option", "size"), [("validation_size", 40), ("test_size", 21), ("test_size", 0)])
 def test_too_few_rows_to_set_aside(option: str, size: int, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     task = dataclasses.replace(
         Task(path=write(tmp_path, train=TRAIN), validation_size=1, test_size=1), **{option: size}
@@ -159,6 +159,27 @@ def test_label_names_come_from_the_task_then_the_data(tmp_path: Path, tokenizer:
     renamed = load_task(dataclasses.replace(task, label_names=("bad", "good")), tokenizer, 0)
     assert renamed.label_names == ("bad", "good")
     assert np.bincount(renamed.train.labels).tolist() == [16, 16]
+    with pytest.raises(ValueError, match=r"has 3 names, .*train.parquet declares 2: n, p"):
+        load_task(dataclasses.replace(task, label_names=("a", "b", "c")), tokenizer, 0)
+
+
+def test_names_in_another_order_are_not_renamed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Numbers are positions in the order that the data declares, whatever order the task asks for."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "p"])})
+    columns = {"text": [text for text, _ in TRAIN], "label": [label for _, label in TRAIN]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    task = Task(path=str(tmp_path), validation_size=4, test_size=4)
+    own = load_task(task, tokenizer, 0).train
+    turned = load_task(dataclasses.replace(task, label_names=("p", "n")), tokenizer, 0).train
+    named = {text: ("n", "p")[label] for text, label in zip(texts(own), own.labels, strict=True)}
+    for text, label in zip(texts(turned), turned.labels, strict=True):
+        assert named.get(text, ("p", "n")[label]) == ("p", "n")[label]
+    assert len(set(texts(own)) & set(texts(turned))) > 20
+
+
+def test_a_folder_with_one_split_keeps_its_name(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="has no train split, only validation"):
+        load_task(Task(path=write(tmp_path, validation=TRAIN)), tokenizer, 0)
 
 
 def test_hub_data_sets_have_the_same_rules(

@@ -1,0 +1,274 @@
+"""What may be wrong with a recipe or its inputs, case by case, and what the error must say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, MPNetConfig, MPNetModel
+
+from fastdistill import Recipe
+from tests.tiny import make_teacher, make_tokenizer
+
+replace = dataclasses.replace
+
+
+def with_stage(recipe: Recipe, name: str, **changes: object) -> Recipe:
+    return replace(recipe, stages=recipe.stages | {name: replace(recipe.stages[name], **changes)})  # type: ignore[arg-type]
+
+
+def with_losses(recipe: Recipe, name: str, **changes: object) -> Recipe:
+    return with_stage(recipe, name, losses=replace(recipe.stages[name].losses, **changes))  # type: ignore[arg-type]
+
+
+def task_file(recipe: Recipe, tmp: Path, text: str | bytes) -> Recipe:
+    path = tmp / "bad.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return replace(recipe, task=replace(recipe.task, path=str(path), validation_size=2, test_size=2))
+
+
+ROWS = "".join(f"a good film {i},positive\na bad film {i},negative\n" for i in range(8))
+
+# each: what is wrong with the recipe, and what the error must say
+CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
+    "missing task file": (
+        lambda r, t: replace(r, task=replace(r.task, path=str(t / "gone.csv"))),
+        ("gone.csv",),
+    ),
+    "missing general file": (
+        lambda r, t: replace(r, general=replace(r.general, path=str(t / "gone.txt"))),
+        ("gone.txt",),
+    ),
+    "empty task file": (lambda r, t: task_file(r, t, ""), ("bad.csv", "empty")),
+    "task file without rows": (lambda r, t: task_file(r, t, "text,label\n"), ("bad.csv", "no rows")),
+    "unknown column": (
+        lambda r, t: replace(r, task=replace(r.task, text="sentence")),
+        ("sentence", "text", "label"),
+    ),
+    "label outside the names": (
+        lambda r, t: replace(
+            task_file(r, t, "text,label\n" + ROWS + "odd,neutral\n"),
+            task=replace(
+                task_file(r, t, "text,label\n" + ROWS + "odd,neutral\n").task, label_names=("negative", "positive")
+            ),
+        ),
+        ("neutral", "17"),
+    ),
+    "two columns of one name": (
+        lambda r, t: task_file(r, t, "text,label,text\n" + "a film,positive,x\n"),
+        ("bad.csv", "two columns called text"),
+    ),
+    "lists for labels": (
+        lambda r, t: replace(r, task=replace(r.task, path=str(listed_labels(t)))),
+        ("bad.jsonl, row 1", "[0, 1]"),
+    ),
+    "no label names": (lambda r, t: replace(r, task=replace(r.task, label_names=())), ("task.label_names is []",)),
+    "a label name twice": (
+        lambda r, t: replace(r, task=replace(r.task, label_names=("positive", "positive"))),
+        ("task.label_names is ['positive', 'positive']",),
+    ),
+    "family whose attention cannot be captured": (
+        lambda r, t: replace(
+            r, teacher=replace(r.teacher, path=str(uncapturable(t))), student=replace(r.student, init="random")
+        ),
+        ("stage gd", "mpnet", "hidden", "embedding", "soft"),
+    ),
+    "fine-tuned on other classes": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(classifier(t, "no", "perhaps", "yes")))),
+        ("3 labels", "has 2"),
+    ),
+    "fine-tuned on classes in another order": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(classifier(t, "positive", "negative")))),
+        ("['positive', 'negative']", "['negative', 'positive']", "--task.label_names"),
+    ),
+    "empty text": (lambda r, t: task_file(r, t, "text,label\n" + ROWS + ",positive\n"), ("17", "text")),
+    "not UTF-8": (
+        lambda r, t: task_file(r, t, b"text,label\ncaf\xe9,positive\n" + ROWS.encode()),
+        ("bad.csv", "UTF-8"),
+    ),
+    "no teacher": (lambda r, t: replace(r, teacher=replace(r.teacher, path=None)), ("--teacher.path",)),
+    "teacher that is a file": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(task_file(r, t, "x").task.path))),
+        ("bad.csv is no folder",),
+    ),
+    "teacher of an unknown kind": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(configured(t, model_type="unheard")))),
+        ("configured cannot be loaded", "unheard"),
+    ),
+    "heads that do not divide the width": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(configured(t, num_attention_heads=5)))),
+        ("configured cannot be loaded", "5"),
+    ),
+    "an empty path": (lambda r, t: replace(r, task=replace(r.task, path="")), ("task.path is empty",)),
+    "a metric that there is not": (
+        lambda r, t: replace(r, task=replace(r.task, metric="auc")),  # type: ignore[arg-type]
+        ("task.metric is 'auc'", "accuracy"),
+    ),
+    "an attention kind that there is not": (
+        lambda r, t: with_losses(r, "gd", attention_kind="score"),
+        ("gd.losses.attention_kind is 'score'", "did you mean scores?"),
+    ),
+    "data that there is not": (lambda r, t: with_stage(r, "tad", data="tasks"), ("tad.data is 'tasks'", "mean task?")),
+    "a schedule that there is not": (
+        lambda r, t: with_optim(r, "tsd", lr_scheduler_type="polynomial"),
+        ("tsd.optim.lr_scheduler_type is 'polynomial'", "cosine"),
+    ),
+    "a preset that there is not": (
+        lambda r, t: replace(r, student=replace(r.student, preset="tinybert")),  # type: ignore[arg-type]
+        ("student.preset is 'tinybert'", "tinybert4"),
+    ),
+    "seed too large": (lambda r, t: replace(r, seed=10**20), ("seed is 100000000000000000000",)),
+    "missing teacher": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(t / "none"))),
+        ("none is no folder",),
+    ),
+    "vocabularies that differ in size": (
+        lambda r, t: replace(r, student=type(r.student)(path=str(other_vocabulary(t, size=40)))),
+        ("40", "27"),
+    ),
+    "vocabularies that differ in words": (
+        lambda r, t: replace(r, student=type(r.student)(path=str(other_vocabulary(t, size=27)))),
+        ("vocabular",),
+    ),
+    "head never fine-tuned": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=r.teacher.path)),
+        ("head was never fine-tuned", r"teacher"),
+    ),
+    "fine-tuning skipped": (
+        lambda r, t: replace(r, finetune=replace(r.finetune, skip=True)),
+        ("head was never fine-tuned", "--teacher.finetuned"),
+    ),
+    "soft labels of a pretrained teacher": (
+        lambda r, t: with_losses(r, "gd", soft=1.0),
+        ("gd", "never fine-tuned", "gd.teacher"),
+    ),
+    "layer map past the teacher": (lambda r, t: with_stage(r, "ged", layer_map="1:3,2:5"), ("ged", "2:5", "4")),
+    "layer map past the student": (lambda r, t: with_stage(r, "tad", layer_map="3:4"), ("tad", "3:4", "2 layers")),
+    "unequal heads": (
+        lambda r, t: replace(r, student=replace(r.student, num_attention_heads=3, init="random")),
+        ("3", "2", "relation"),
+    ),
+    "width not divisible": (lambda r, t: replace(r, student=replace(r.student, hidden_size=13)), ("13", "2")),
+    "no general text": (lambda r, t: replace(r, general=replace(r.general, path=None)), ("gd", "--general.path")),
+    "no losses": (
+        lambda r, t: with_losses(r, "gd", attention=0.0, hidden=0.0, embedding=0.0),
+        ("all loss weights are 0",),
+    ),
+    "hard labels on general text": (lambda r, t: with_losses(r, "gd", hard=1.0), ("gd", "no labels")),
+    "temperature of 0": (lambda r, t: with_losses(r, "tsd", temperature=0.0), ("tsd.losses.temperature is 0",)),
+    "negative learning rate": (lambda r, t: with_optim(r, "gd", learning_rate=-1.0), ("gd.optim.learning_rate is -1",)),
+    "negative clipping": (lambda r, t: with_optim(r, "gd", max_grad_norm=-1.0), ("gd.optim.max_grad_norm is -1",)),
+    "warm-up past the end": (lambda r, t: with_optim(r, "gd", warmup_ratio=2.0), ("gd.optim.warmup_ratio is 2",)),
+    "negative weight decay": (lambda r, t: with_optim(r, "gd", weight_decay=-1.0), ("gd.optim.weight_decay is -1",)),
+    "no relation heads": (lambda r, t: with_losses(r, "gd", relation=1.0, relation_heads=0), ("relation_heads is 0",)),
+    "logging every 0 steps": (lambda r, t: replace(r, logging_steps=0), ("logging_steps is 0",)),
+    "saving every -1 steps": (lambda r, t: replace(r, save_steps=-1), ("save_steps is -1",)),
+    "negative seed": (lambda r, t: replace(r, seed=-1), ("seed is -1",)),
+    "endless epochs": (lambda r, t: with_stage(r, "gd", steps=None, epochs=1e9), ("gd.epochs is 1000000000",)),
+    "best epoch without a head": (lambda r, t: with_stage(r, "gd", keep="best"), ("gd.keep is best",)),
+    "taught control": (
+        lambda r, t: replace(r, control=replace(r.control, teacher="finetuned")),
+        ("control trains on gold labels alone",),
+    ),
+    "reserved stage name": (lambda r, t: replace(r, stages={"init": r.stages["tsd"]}), ("'init'",)),
+    "student without width": (
+        lambda r, t: replace(r, student=replace(r.student, hidden_size=0)),
+        ("hidden_size is 0",),
+    ),
+    "teacher without tokenizer": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(without_tokenizer(t)))),
+        ("no tokenizer files",),
+    ),
+    "tokenizer larger than the teacher's vocabulary": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(make_teacher(t / "small", vocab_size=20)))),
+        ("ids up to 26", "embeds 20"),
+    ),
+    "NaN in the teacher's weights": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, path=str(spoilt(t)))),
+        ("NaN or infinite",),
+    ),
+    "torn weights": (lambda r, t: replace(r, teacher=replace(r.teacher, path=str(torn(t)))), ("cannot be loaded",)),
+    "fine-tuned teacher of another vocabulary": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(other_vocabulary(t, size=27, head=True)))),
+        ("vocabular",),
+    ),
+    "every stage skipped": (
+        lambda r, t: replace(r, stages={n: replace(s, skip=True) for n, s in r.stages.items()}),
+        ("every stage is skipped",),
+    ),
+    "epochs and steps": (lambda r, t: with_stage(r, "gd", epochs=1.0), ("gd", "epochs", "steps")),
+    "no epochs": (lambda r, t: with_stage(r, "gd", steps=None, epochs=0.0), ("gd.epochs is 0",)),
+    "max_length past the model": (lambda r, t: replace(r, general=replace(r.general, max_length=512)), ("512", "64")),
+    "budget below a sequence": (lambda r, t: with_stage(r, "gd", tokens_per_batch=8), ("tokens_per_batch", "8")),
+    "metric of another kind": (
+        lambda r, t: replace(r, task=replace(r.task, metric="pearson")),
+        ("pearson", "classification"),
+    ),
+    "no GPU": (lambda r, t: replace(r, device="cuda"), ("cuda", "--device cpu")),
+    "too few rows": (lambda r, t: replace(r, task=replace(r.task, test_size=900)), ("900", "160")),
+}
+
+
+def with_optim(recipe: Recipe, name: str, **changes: object) -> Recipe:
+    return with_stage(recipe, name, optim=replace(recipe.stages[name].optim, **changes))  # type: ignore[arg-type]
+
+
+def configured(folder: Path, **changes: object) -> Path:
+    teacher = make_teacher(folder / "configured")
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | changes))
+    return teacher
+
+
+def listed_labels(folder: Path) -> Path:
+    path = folder / "bad.jsonl"
+    path.write_text("".join(json.dumps({"text": "a film", "label": [n % 2, 1]}) + "\n" for n in range(20)))
+    return path
+
+
+def uncapturable(folder: Path) -> Path:
+    config = MPNetConfig(
+        vocab_size=27, hidden_size=24, num_hidden_layers=4, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    MPNetModel(config).save_pretrained(folder / "mpnet")
+    make_tokenizer().save_pretrained(folder / "mpnet")
+    return folder / "mpnet"
+
+
+def classifier(folder: Path, *names: str) -> Path:
+    config = AutoConfig.from_pretrained(make_teacher(folder / "base"), id2label=dict(enumerate(names)))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "finetuned")
+    make_tokenizer().save_pretrained(folder / "finetuned")
+    return folder / "finetuned"
+
+
+def without_tokenizer(folder: Path) -> Path:
+    teacher = make_teacher(folder / "bare")
+    for path in teacher.glob("tokenizer*"):
+        path.unlink()
+    return teacher
+
+
+def spoilt(folder: Path) -> Path:
+    path = make_teacher(folder / "spoilt") / "model.safetensors"
+    weights = load_file(path)
+    weights["embeddings.LayerNorm.weight"][3] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    return path.parent
+
+
+def torn(folder: Path) -> Path:
+    path = make_teacher(folder / "torn") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return path.parent
+
+
+def other_vocabulary(folder: Path, size: int, head: bool = False) -> Path:
+    words = [f"word{i}" for i in range(size - 5)]
+    make_teacher(folder / "other", head=head, vocab_size=size)
+    make_tokenizer(words).save_pretrained(folder / "other")
+    return folder / "other"
