@@ -13,7 +13,7 @@ import torch
 from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients
 from torch import Tensor
 
-from fastdistill_kernels import tiled
+from fastdistill_kernels.attention import tiled
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SPECS
 

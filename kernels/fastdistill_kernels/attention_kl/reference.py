@@ -7,15 +7,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..packed import attention_scores, default_scale, num_rows, sequence_lengths
+from ..attention.packed import Layers, attention_scores, default_scale, num_rows, sequence_lengths
 from .relation_heads import split_heads
 
 
 def attention_kl(
-    a_s: Tensor,
-    b_s: Tensor,
-    a_t: Tensor,
-    b_t: Tensor,
+    a_s: Layers,
+    b_s: Layers,
+    a_t: Layers,
+    b_t: Layers,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -34,9 +34,24 @@ def attention_kl(
     Shapes: a_s, b_s ``(T, heads_s, d_s)``; a_t, b_t ``(T, heads_t, d_t)``; both sides are re-split into
     ``(T, num_relation_heads, heads * d / num_relation_heads)`` first; result ``()``, float32 (float64 for float64).
 
+    Of several layers the losses are added up.
+
     Source: MiniLM (arXiv 2002.10957), sections 3.1 and 3.2: (q, k) and (v, v); MiniLMv2 (arXiv 2012.15828),
     section 3.1: (q, q), (k, k) and (v, v) over relation heads.
     """
+    if not isinstance(a_s, Tensor):
+        layers = zip(a_s, b_s, a_t, b_t, strict=True)
+        options = {
+            "scale_s": scale_s,
+            "scale_t": scale_t,
+            "normalize": normalize,
+            "num_relation_heads": num_relation_heads,
+            "temperature": temperature,
+        }
+        return torch.stack([attention_kl(*x, cu_seqlens, max_seqlen, **options) for x in layers]).sum()
+    assert isinstance(b_s, Tensor)
+    assert isinstance(a_t, Tensor)
+    assert isinstance(b_t, Tensor)
     a_s, b_s, a_t, b_t = (split_heads(x, num_relation_heads) for x in (a_s, b_s, a_t, b_t))
     lengths = sequence_lengths(cu_seqlens, a_s.shape[0], max_seqlen)
     scale_s, scale_t = default_scale(scale_s, a_s) / temperature, default_scale(scale_t, a_t) / temperature

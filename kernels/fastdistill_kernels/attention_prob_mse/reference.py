@@ -7,14 +7,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..packed import attention_scores, default_scale, num_pairs, sequence_lengths
+from ..attention.packed import Layers, attention_scores, default_scale, num_pairs, sequence_lengths
 
 
 def attention_prob_mse(
-    q_s: Tensor,
-    k_s: Tensor,
-    q_t: Tensor,
-    k_t: Tensor,
+    q_s: Layers,
+    k_s: Layers,
+    q_t: Layers,
+    k_t: Layers,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -29,8 +29,17 @@ def attention_prob_mse(
 
     Shapes: q_s, k_s ``(T, heads, d_s)``; q_t, k_t ``(T, heads, d_t)``; result ``()``, float32 (float64 for float64).
 
+    Of several layers the losses are added up.
+
     Source: TinyBERT (arXiv 1909.10351), section 3.1, where it is the alternative to raw scores.
     """
+    if not isinstance(q_s, Tensor):
+        layers = zip(q_s, k_s, q_t, k_t, strict=True)
+        options = {"scale_s": scale_s, "scale_t": scale_t, "normalize": normalize}
+        return torch.stack([attention_prob_mse(*x, cu_seqlens, max_seqlen, **options) for x in layers]).sum()
+    assert isinstance(k_s, Tensor)
+    assert isinstance(q_t, Tensor)
+    assert isinstance(k_t, Tensor)
     lengths = sequence_lengths(cu_seqlens, q_s.shape[0], max_seqlen)
     scale_s, scale_t = default_scale(scale_s, q_s), default_scale(scale_t, q_t)
     total = q_s.new_zeros((), dtype=torch.promote_types(q_s.dtype, torch.float32))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention_op import attention_loss, define_attention_op
-from ..packed import num_pairs
+from ..attention.op import SCORE_MSE, attention_loss, define_attention_op
+from ..attention.packed import Layers
 
 
 def attention_score_mse(
-    q_s: Tensor,
-    k_s: Tensor,
-    q_t: Tensor,
-    k_t: Tensor,
+    q_s: Layers,
+    k_s: Layers,
+    q_t: Layers,
+    k_t: Layers,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -25,7 +25,8 @@ def attention_score_mse(
     ``mean over (b, h, i, j) of (scale_s q_s . k_s - scale_t q_t . k_t)^2``, before softmax.
 
     Args:
-        q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64.
+        q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64;
+            or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
         max_seqlen: the longest length.
@@ -50,4 +51,4 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
     return loss, error.mul_(2) if with_grads else error
 
 
-_OP = define_attention_op("attention_score_mse", _tile, num_pairs)
+_OP = define_attention_op("attention_score_mse", _tile, SCORE_MSE)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..packed import check_cu_seqlens, check_normalize
+from ..attention.packed import check_cu_seqlens, check_normalize
 
 
 def hidden_mse(
