@@ -8,34 +8,26 @@ since what is loaded there is 0. Nothing is added atomically: two runs are equal
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import INTERPRETED
+from ..shared.kernel import finish, for_product, pick, store
 
 SCORE_MSE, PROB_MSE, KL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-UPCAST = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bit patterns of bf16
+NOWHERE = tl.constexpr(-1e38)  # a score that no softmax sees, far from the end of float32
 
 
 @triton.jit
-def _pick(pointers, layer, L: tl.constexpr):
-    """``pointers[layer]`` of a tuple."""
-    pointer = pointers[0]
-    for n in tl.static_range(1, L):
-        if layer == n:
-            pointer = pointers[n]
-    return pointer
-
-
-@triton.jit
-def _load(pointer, stride, rows, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_rows(pointer, stride, rows, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """``[R, BLOCK_D]``: those of `rows` that are below `length`, padded with zeros."""
     columns = tl.arange(0, BLOCK_D)
     at = pointer + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     x = tl.load(at, mask=(rows < length)[:, None] & (columns < D)[None, :], other=0.0)
-    return x.to(tl.float32) if UPCAST else x
+    return for_product(x)
 
 
 @triton.jit
@@ -45,7 +37,7 @@ def _product(x, y, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _map_of(program, cu_seqlens, blocks, L: tl.constexpr, H: tl.constexpr):
+def map_of(program, cu_seqlens, blocks, L: tl.constexpr, H: tl.constexpr):
     """(block, head, layer, first token, length) of a program; a block past the end has length 0."""
     block = program % blocks
     head = program // blocks % H
@@ -57,10 +49,16 @@ def _map_of(program, cu_seqlens, blocks, L: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def _rescale(biggest, scores, visible):
+def _rescale(biggest, scores):
     """The running row maximum with a block of scores, and the factor that brings sums made with the old one to it."""
-    bigger = tl.maximum(biggest, tl.max(tl.where(visible, scores, float("-inf")), axis=1))
+    bigger = tl.maximum(biggest, tl.max(scores, axis=1))
     return bigger, tl.exp(biggest - bigger)
+
+
+@triton.jit
+def _exp(x, mask):
+    """``exp(x)``, 0 outside of `mask`, where nothing may overflow."""
+    return tl.exp(tl.where(mask, x, NOWHERE))
 
 
 @triton.jit(do_not_specialize=["num_tokens", "blocks"])
@@ -77,31 +75,31 @@ def forward_kernel(
     delta is the softmax's own part of the gradient, ``sum_j P_s dL/dP_s``.
     """
     program = tl.program_id(0)
-    block, head, layer, start, length = _map_of(program, cu_seqlens, blocks, L, H)
+    block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
     rows = block * M + tl.arange(0, M)
-    own_s = _pick(a_s, layer, L) + start * stride_as + head * head_as
-    own_t = _pick(a_t, layer, L) + start * stride_at + head * head_at
-    other_s = _pick(b_s, layer, L) + start * stride_bs + head * head_bs
-    other_t = _pick(b_t, layer, L) + start * stride_bt + head * head_bt
-    x_s = _load(own_s, stride_as, rows, length, D_S, BLOCK_DS)
-    x_t = _load(own_t, stride_at, rows, length, D_T, BLOCK_DT)
+    own_s = pick(a_s, layer, L) + start * stride_as + head * head_as
+    own_t = pick(a_t, layer, L) + start * stride_at + head * head_at
+    other_s = pick(b_s, layer, L) + start * stride_bs + head * head_bs
+    other_t = pick(b_t, layer, L) + start * stride_bt + head * head_bt
+    x_s = load_rows(own_s, stride_as, rows, length, D_S, BLOCK_DS)
+    x_t = load_rows(own_t, stride_at, rows, length, D_T, BLOCK_DT)
     columns_end = tl.where(block * M < length, length, 0)  # an empty block walks nowhere, but writes its zeros
 
     loss = tl.zeros([M], tl.float32)
-    top_s, top_t = tl.full([M], -1e38, tl.float32), tl.full([M], -1e38, tl.float32)
+    top_s, top_t = tl.full([M], NOWHERE, tl.float32), tl.full([M], NOWHERE, tl.float32)
     sum_s, sum_t = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
     for first in range(0, columns_end, N):
         columns = first + tl.arange(0, N)
-        s = scale_s * _product(x_s, _load(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
-        t = scale_t * _product(x_t, _load(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
+        s = scale_s * _product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
+        t = scale_t * _product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
         if LOSS == SCORE_MSE:
             loss += tl.sum((s - t) * (s - t), axis=1)
         else:
             visible = (columns < length)[None, :]
-            top_s, shrink_s = _rescale(top_s, s, visible)
-            top_t, shrink_t = _rescale(top_t, t, visible)
-            sum_s = sum_s * shrink_s + tl.sum(tl.where(visible, tl.exp(s - top_s[:, None]), 0.0), axis=1)
-            weights = tl.where(visible, tl.exp(t - top_t[:, None]), 0.0)
+            top_s, shrink_s = _rescale(top_s, tl.where(visible, s, NOWHERE))
+            top_t, shrink_t = _rescale(top_t, tl.where(visible, t, NOWHERE))
+            sum_s = sum_s * shrink_s + tl.sum(_exp(s - top_s[:, None], visible), axis=1)
+            weights = _exp(t - top_t[:, None], visible)
             sum_t = sum_t * shrink_t + tl.sum(weights, axis=1)
             if LOSS == KL:
                 loss = loss * shrink_t + tl.sum(weights * (t - s), axis=1)
@@ -120,11 +118,11 @@ def forward_kernel(
             delta = tl.zeros([M], tl.float32)
             for first in range(0, columns_end, N):
                 columns = first + tl.arange(0, N)
-                s = scale_s * _product(x_s, _load(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
-                t = scale_t * _product(x_t, _load(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
+                s = scale_s * _product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
+                t = scale_t * _product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
                 visible = (columns < length)[None, :]
-                p_s = tl.where(visible, tl.exp(s - lse_s[:, None]), 0.0)
-                error = p_s - tl.where(visible, tl.exp(t - lse_t[:, None]), 0.0)
+                p_s = _exp(s - lse_s[:, None], visible)
+                error = p_s - _exp(t - lse_t[:, None], visible)
                 loss += tl.sum(error * error, axis=1)
                 delta += 2 * tl.sum(p_s * error, axis=1)
             tl.store(at + 2 * plane, delta, mask=rows < length)
@@ -145,14 +143,14 @@ def gradient_kernel(
 
     With OWN_IS_A rows are queries; without, keys: the same map seen from its other side.
     """
-    block, head, layer, start, length = _map_of(tl.program_id(0), cu_seqlens, blocks, L, H)
+    block, head, layer, start, length = map_of(tl.program_id(0), cu_seqlens, blocks, L, H)
     rows = block * M + tl.arange(0, M)
-    own_s = _pick(own_s, layer, L) + start * stride_own_s + head * head_own_s
-    own_t = _pick(own_t, layer, L) + start * stride_own_t + head * head_own_t
-    other_s = _pick(other_s, layer, L) + start * stride_other_s + head * head_other_s
-    other_t = _pick(other_t, layer, L) + start * stride_other_t + head * head_other_t
-    x_s = _load(own_s, stride_own_s, rows, length, D_S, BLOCK_DS)
-    x_t = _load(own_t, stride_own_t, rows, length, D_T, BLOCK_DT)
+    own_s = pick(own_s, layer, L) + start * stride_own_s + head * head_own_s
+    own_t = pick(own_t, layer, L) + start * stride_own_t + head * head_own_t
+    other_s = pick(other_s, layer, L) + start * stride_other_s + head * head_other_s
+    other_t = pick(other_t, layer, L) + start * stride_other_t + head * head_other_t
+    x_s = load_rows(own_s, stride_own_s, rows, length, D_S, BLOCK_DS)
+    x_t = load_rows(own_t, stride_own_t, rows, length, D_T, BLOCK_DT)
     at = stats + (layer * H + head).to(tl.int64) * num_tokens + start
     plane = num_tokens.to(tl.int64) * (L * H)
     columns_end = tl.where(block * M < length, length, 0)
@@ -160,17 +158,17 @@ def gradient_kernel(
     total = tl.zeros([M, BLOCK_DS], tl.float32)
     for first in range(0, columns_end, N):
         columns = first + tl.arange(0, N)
-        y_s = _load(other_s, stride_other_s, columns, length, D_S, BLOCK_DS)
+        y_s = load_rows(other_s, stride_other_s, columns, length, D_S, BLOCK_DS)
         s = scale_s * _product(x_s, y_s, PRECISION_S)
-        t = scale_t * _product(x_t, _load(other_t, stride_other_t, columns, length, D_T, BLOCK_DT), PRECISION_T)
+        t = scale_t * _product(x_t, load_rows(other_t, stride_other_t, columns, length, D_T, BLOCK_DT), PRECISION_T)
         if LOSS == SCORE_MSE:
             g = 2 * (s - t)
         else:
             real = (rows < length)[:, None] & (columns < length)[None, :]
             queries = rows[:, None] if OWN_IS_A else columns[None, :]
             known = queries < length
-            p_s = tl.where(real, tl.exp(s - tl.load(at + queries, mask=known, other=0.0)), 0.0)
-            p_t = tl.where(real, tl.exp(t - tl.load(at + plane + queries, mask=known, other=0.0)), 0.0)
+            p_s = _exp(s - tl.load(at + queries, mask=known, other=0.0), real)
+            p_t = _exp(t - tl.load(at + plane + queries, mask=known, other=0.0), real)
             if LOSS == KL:
                 g = p_s - p_t
             else:
@@ -183,101 +181,75 @@ def gradient_kernel(
     total = total * (tl.load(d_loss) * tl.load(coefficient) * scale_s)
     places = tl.arange(0, BLOCK_DS)
     to = out + ((layer.to(tl.int64) * num_tokens + start + rows)[:, None] * H + head) * D_S + places[None, :]
-    tl.store(to, total.to(out.dtype.element_ty), mask=(rows < length)[:, None] & (places < D_S)[None, :])
+    store(to, total, mask=(rows < length)[:, None] & (places < D_S)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_partials", "num_sequences", "entries"])
-def finish_kernel(
-    partial, cu_seqlens, loss, coefficient, num_partials, num_sequences, entries, heads,
-    COUNT_PAIRS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """loss ``()`` = the sum of `partial` times coefficient ``()`` = ``1 / (heads * entries)``.
+@dataclass(frozen=True)
+class Tiled:
+    """The launchers of one of the losses, `kind`."""
 
-    With COUNT_PAIRS the entries are counted here, ``sum_b n_b^2``: the host need not know the lengths.
-    """
-    places = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, num_partials, BLOCK):
-        total += tl.load(partial + first + places, mask=first + places < num_partials, other=0.0)
-    if COUNT_PAIRS:
-        pairs = tl.zeros([BLOCK], tl.float32)
-        for first in range(0, num_sequences, BLOCK):
-            there = first + places < num_sequences
-            starts = tl.load(cu_seqlens + first + places, mask=there, other=0)
-            lengths = (tl.load(cu_seqlens + 1 + first + places, mask=there, other=0) - starts).to(tl.float32)
-            pairs += lengths * lengths
-        entries = tl.maximum(tl.sum(pairs, axis=0), 1.0)
-    inverse = 1.0 / (heads * entries)
-    tl.store(loss, tl.sum(total, axis=0) * inverse)
-    tl.store(coefficient, inverse)
+    kind: int
 
-
-def forward(
-    kind: int, a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor],
-    cu_seqlens: Tensor, max_seqlen: int, scale_s: float, scale_t: float, normalize: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The loss ``()`` summed over layers, and what `backward` wants: stats ``(3, L, H, T)``, coefficient ``()``."""
-    like, num_sequences = a_s[0], cu_seqlens.numel() - 1
-    num_tokens, H, _ = like.shape
-    L = len(a_s)
-    loss, coefficient = (like.new_zeros((), dtype=torch.float32) for _ in range(2))
-    stats = like.new_empty((0 if kind == SCORE_MSE.value else 3, L, H, num_tokens), dtype=torch.float32)
-    if num_sequences == 0 or num_tokens == 0:
-        return loss, stats, coefficient
-    sides = [_alike(x) for x in (a_s, b_s, a_t, b_t)]
-    tiles = _tiles(max_seqlen, like.shape[-1], a_t[0].shape[-1])
-    blocks = triton.cdiv(max_seqlen, tiles["M"])
-    partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
-    forward_kernel[(len(partial),)](
-        *(tuple(x) for x in sides), cu_seqlens, partial, stats, num_tokens, blocks, scale_s, scale_t,
-        *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-        LOSS=kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles,
-        PRECISION_S=_precision(like.dtype), PRECISION_T=_precision(a_t[0].dtype),
-    )  # fmt: skip
-    if normalize == "padded":
-        entries = num_sequences * max_seqlen * (1 if kind == KL.value else max_seqlen)
-    else:
-        entries = num_tokens if kind == KL.value else None
-    finish(partial, cu_seqlens, loss, coefficient, entries, H)
-    return loss, stats, coefficient
-
-
-def backward(
-    kind: int, d_loss: Tensor, a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor],
-    cu_seqlens: Tensor, max_seqlen: int, scale_s: float, scale_t: float, stats: Tensor, coefficient: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """da_s, db_s ``(L, T, H, d_s)`` in the operands' dtype, from what `forward` left."""
-    like, num_sequences = a_s[0], cu_seqlens.numel() - 1
-    num_tokens, H, D_S = like.shape
-    L = len(a_s)
-    da, db = (like.new_empty((L, num_tokens, H, D_S)) for _ in range(2))
-    if num_sequences == 0 or num_tokens == 0:
-        return da, db
-    a_s, b_s, a_t, b_t = (_alike(x) for x in (a_s, b_s, a_t, b_t))
-    tiles = _tiles(max_seqlen, D_S, a_t[0].shape[-1])
-    blocks = triton.cdiv(max_seqlen, tiles["M"])
-    for out, own_is_a, sides in ((da, True, (a_s, b_s, a_t, b_t)), (db, False, (b_s, a_s, b_t, a_t))):
-        gradient_kernel[(blocks * H * L * num_sequences,)](
-            *(tuple(x) for x in sides), cu_seqlens, stats, d_loss, coefficient, out,
-            num_tokens, blocks, scale_s, scale_t,
+    def forward(
+        self, a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor],
+        cu_seqlens: Tensor, max_seqlen: int, scale_s: float, scale_t: float, normalize: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The loss ``()`` summed over layers, and what `backward` wants: stats ``(3, L, H, T)``, coefficient ``()``."""
+        like, num_sequences = a_s[0], cu_seqlens.numel() - 1
+        num_tokens, H, _ = like.shape
+        L = len(a_s)
+        loss, coefficient = (like.new_zeros((), dtype=torch.float32) for _ in range(2))
+        stats = loss.new_empty(self.saved_shape(L, like.shape, a_t[0].shape, num_sequences))
+        if num_sequences == 0 or num_tokens == 0:
+            return loss, stats, coefficient
+        sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
+        tiles = _tiles(max_seqlen, like.shape[-1], a_t[0].shape[-1])
+        blocks = triton.cdiv(max_seqlen, tiles["M"])
+        partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
+        forward_kernel[(len(partial),)](
+            *(tuple(x) for x in sides), cu_seqlens, partial, stats, num_tokens, blocks, scale_s, scale_t,
             *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-            LOSS=kind, OWN_IS_A=own_is_a, L=L, H=H, D_S=D_S, D_T=a_t[0].shape[-1], **tiles,
+            LOSS=self.kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles,
             PRECISION_S=_precision(like.dtype), PRECISION_T=_precision(a_t[0].dtype),
         )  # fmt: skip
-    return da, db
+        if normalize == "padded":
+            entries = num_sequences * max_seqlen * (1 if self.kind == KL.value else max_seqlen)
+        else:
+            entries = num_tokens if self.kind == KL.value else None
+        finish(partial, cu_seqlens, loss, coefficient, entries, H)
+        return loss, stats, coefficient
+
+    def backward(
+        self, d_loss: Tensor, a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor],
+        cu_seqlens: Tensor, max_seqlen: int, scale_s: float, scale_t: float, stats: Tensor, coefficient: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """da_s, db_s ``(L, T, H, d_s)`` in the operands' dtype, from what `forward` left."""
+        like, num_sequences = a_s[0], cu_seqlens.numel() - 1
+        num_tokens, H, D_S = like.shape
+        L = len(a_s)
+        da, db = (like.new_empty((L, num_tokens, H, D_S)) for _ in range(2))
+        if num_sequences == 0 or num_tokens == 0:
+            return da, db
+        a_s, b_s, a_t, b_t = (alike(x) for x in (a_s, b_s, a_t, b_t))
+        tiles = _tiles(max_seqlen, D_S, a_t[0].shape[-1])
+        blocks = triton.cdiv(max_seqlen, tiles["M"])
+        for out, own_is_a, sides in ((da, True, (a_s, b_s, a_t, b_t)), (db, False, (b_s, a_s, b_t, a_t))):
+            gradient_kernel[(blocks * H * L * num_sequences,)](
+                *(tuple(x) for x in sides), cu_seqlens, stats, d_loss, coefficient, out,
+                num_tokens, blocks, scale_s, scale_t,
+                *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
+                LOSS=self.kind, OWN_IS_A=own_is_a, L=L, H=H, D_S=D_S, D_T=a_t[0].shape[-1], **tiles,
+                PRECISION_S=_precision(like.dtype), PRECISION_T=_precision(a_t[0].dtype),
+            )  # fmt: skip
+        return da, db
+
+    def saved_shape(self, L: int, student: torch.Size, teacher: torch.Size, num_sequences: int) -> tuple[int, ...]:
+        """Of the stats."""
+        num_tokens, H, _ = student
+        return (0 if self.kind == SCORE_MSE.value else 3, L, H, num_tokens)
 
 
-def finish(
-    partial: Tensor, cu_seqlens: Tensor, loss: Tensor, coefficient: Tensor, entries: int | None, heads: int
-) -> None:
-    """Sum up `partial` and divide; see `finish_kernel`."""
-    finish_kernel[(1,)](
-        partial, cu_seqlens, loss, coefficient, len(partial), cu_seqlens.numel() - 1, float(entries or 1), heads,
-        COUNT_PAIRS=entries is None, BLOCK=4096,
-    )  # fmt: skip
-
-
-def _alike(layers: list[Tensor]) -> list[Tensor]:
+def alike(layers: list[Tensor]) -> list[Tensor]:
     """The same layers with strides that one launch can share and elements of a head side by side."""
     if layers[0].stride(-1) == 1 and all(x.stride() == layers[0].stride() for x in layers):
         return layers

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..attention.op import KL, attention_loss, define_attention_op
 from ..attention.packed import Layers, as_layers
+from ..attention.tiled import by_tiles
 from .relation_heads import split_heads
 
 
@@ -62,4 +63,4 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
     return loss, log_probs_s.exp_().sub_(probs_t) if with_grads else log_probs_s
 
 
-_OP = define_attention_op("attention_kl", _tile, KL)
+_OP = define_attention_op("attention_kl", KL, {"tiled": by_tiles(_tile)})

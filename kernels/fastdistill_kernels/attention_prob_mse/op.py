@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..attention.op import PROB_MSE, attention_loss, define_attention_op
 from ..attention.packed import Layers
+from ..attention.tiled import by_tiles
 
 
 def attention_prob_mse(
@@ -56,4 +57,4 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
     return loss, weighted.sub_(probs_s * weighted.sum(-1, keepdim=True)).mul_(2)
 
 
-_OP = define_attention_op("attention_prob_mse", _tile, PROB_MSE)
+_OP = define_attention_op("attention_prob_mse", PROB_MSE, {"tiled": by_tiles(_tile)})
