@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import finish, for_product, pick, store
+from ..shared.kernel import finish, for_product, pick, precision, room, store
 
 SCORE_MSE, PROB_MSE, KL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 NOWHERE = tl.constexpr(-1e38)  # a score that no softmax sees, far from the end of float32
@@ -70,7 +70,7 @@ def forward_kernel(
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(3, L, H, T)``: lse_s, lse_t, delta.
+    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 2 or 3, L, H, T)``: lse_s, lse_t, delta.
 
     delta is the softmax's own part of the gradient, ``sum_j P_s dL/dP_s``.
     """
@@ -194,23 +194,24 @@ class Tiled:
         self, a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor],
         cu_seqlens: Tensor, max_seqlen: int, scale_s: float, scale_t: float, normalize: str,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """The loss ``()`` summed over layers, and what `backward` wants: stats ``(3, L, H, T)``, coefficient ``()``."""
+        """The loss ``()`` summed over layers, and what `backward` wants: stats ``(planes, L, H, T)``, coefficient."""
         like, num_sequences = a_s[0], cu_seqlens.numel() - 1
         num_tokens, H, _ = like.shape
         L = len(a_s)
-        loss, coefficient = (like.new_zeros((), dtype=torch.float32) for _ in range(2))
+        empty = num_sequences == 0 or num_tokens == 0
+        loss, coefficient = room(like, empty)
         stats = loss.new_empty(self.saved_shape(L, like.shape, a_t[0].shape, num_sequences))
-        if num_sequences == 0 or num_tokens == 0:
+        if empty:
             return loss, stats, coefficient
         sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
-        tiles = _tiles(max_seqlen, like.shape[-1], a_t[0].shape[-1])
+        tiles = _tiles(max_seqlen, like, a_t[0])
         blocks = triton.cdiv(max_seqlen, tiles["M"])
         partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
         forward_kernel[(len(partial),)](
             *(tuple(x) for x in sides), cu_seqlens, partial, stats, num_tokens, blocks, scale_s, scale_t,
             *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
             LOSS=self.kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles,
-            PRECISION_S=_precision(like.dtype), PRECISION_T=_precision(a_t[0].dtype),
+            PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
         )  # fmt: skip
         if normalize == "padded":
             entries = num_sequences * max_seqlen * (1 if self.kind == KL.value else max_seqlen)
@@ -231,7 +232,7 @@ class Tiled:
         if num_sequences == 0 or num_tokens == 0:
             return da, db
         a_s, b_s, a_t, b_t = (alike(x) for x in (a_s, b_s, a_t, b_t))
-        tiles = _tiles(max_seqlen, D_S, a_t[0].shape[-1])
+        tiles = _tiles(max_seqlen, like, a_t[0])
         blocks = triton.cdiv(max_seqlen, tiles["M"])
         for out, own_is_a, sides in ((da, True, (a_s, b_s, a_t, b_t)), (db, False, (b_s, a_s, b_t, a_t))):
             gradient_kernel[(blocks * H * L * num_sequences,)](
@@ -239,14 +240,15 @@ class Tiled:
                 num_tokens, blocks, scale_s, scale_t,
                 *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
                 LOSS=self.kind, OWN_IS_A=own_is_a, L=L, H=H, D_S=D_S, D_T=a_t[0].shape[-1], **tiles,
-                PRECISION_S=_precision(like.dtype), PRECISION_T=_precision(a_t[0].dtype),
+                PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
             )  # fmt: skip
         return da, db
 
     def saved_shape(self, L: int, student: torch.Size, teacher: torch.Size, num_sequences: int) -> tuple[int, ...]:
         """Of the stats."""
         num_tokens, H, _ = student
-        return (0 if self.kind == SCORE_MSE.value else 3, L, H, num_tokens)
+        planes = {SCORE_MSE.value: 0, KL.value: 2, PROB_MSE.value: 3}[self.kind]
+        return (planes, L, H, num_tokens)
 
 
 def alike(layers: list[Tensor]) -> list[Tensor]:
@@ -256,14 +258,16 @@ def alike(layers: list[Tensor]) -> list[Tensor]:
     return [x.contiguous() for x in layers]
 
 
-def _tiles(max_seqlen: int, d_s: int, d_t: int) -> dict[str, int]:
-    """Block sizes: powers of two, so that few kernels are compiled; products want 16 at least."""
-    side = max(16, triton.next_power_of_2(max_seqlen))
-    M, N = min(64, side), min(64, side)
-    pads = {name: max(16, triton.next_power_of_2(d)) for name, d in (("BLOCK_DS", d_s), ("BLOCK_DT", d_t))}
-    return {**pads, "M": M, "N": N, "num_warps": 4 if M == 64 else 2}
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """Of the products: fp32 operands in three tf32 steps, which round like fp32."""
-    return "tf32x3" if dtype == torch.float32 else "tf32"
+def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
+    """Block sizes: powers of two, so that few kernels are compiled; products want 16 at least, registers are few."""
+    side = min(64, max(16, triton.next_power_of_2(max_seqlen)))
+    single = torch.float32 in (student.dtype, teacher.dtype)
+    sizes = {"BLOCK_DS": student.shape[-1], "BLOCK_DT": teacher.shape[-1]}
+    pads = {name: max(16, triton.next_power_of_2(d)) for name, d in sizes.items()}
+    return {
+        **pads,
+        "M": side,
+        "N": min(32, side) if single else side,
+        "num_warps": 8 if side == 64 else 4,
+        "num_stages": 2,
+    }

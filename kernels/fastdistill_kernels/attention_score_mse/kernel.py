@@ -2,7 +2,7 @@
 
 With ``x = [q_s, q_t]``, ``y = [k_s, k_t]`` of one map and ``c = [scale_s, ..., -scale_t, ...]`` the loss is
 ``sum of c_i c_j (x^T x)_ij (y^T y)_ij`` and the gradients are the first d_s columns of ``2 scale_s (c x) (y^T y)`` and
-``2 scale_s (c y) (x^T x)``. All sums are float32, and products of float32 numbers are made in three tf32 steps: where
+``2 scale_s (c y) (x^T x)``. All sums are float32, and products of float32 numbers round like float32: where
 student and teacher all but agree, large numbers cancel. W is ``d_s + d_t``, padded to a power of two.
 """
 
@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.kernel import alike, map_of
-from ..shared.kernel import finish, for_product, pick, store
+from ..shared.kernel import finish, for_product, pick, precision, room, store
 
+EXACT = tl.constexpr(precision(torch.float32))
 STRETCH = 2048  # tokens whose Gram matrix one program makes
 
 
@@ -51,7 +52,7 @@ def gram_kernel(
     total = tl.zeros([W, W], tl.float32)
     for first in range(stretch * STRETCH, end, M):
         x = _load_both(s, t, stride_s, stride_t, first + tl.arange(0, M), end, D_S, D_T, W)
-        total = tl.dot(tl.trans(x), x, total, input_precision="tf32x3")
+        total = tl.dot(tl.trans(x), x, total, input_precision=EXACT)
     places = tl.arange(0, W)
     tl.store(grams + program.to(tl.int64) * (W * W) + places[:, None] * W + places[None, :], total)
 
@@ -96,7 +97,7 @@ def gradient_kernel(
     x = _load_both(s, t, stride_s, stride_t, rows, length, D_S, D_T, W).to(tl.float32)
     at = sums + (program // blocks).to(tl.int64) * (W * W) + inner[:, None] * W + columns[None, :]
     gram = tl.load(at) * _signs(inner, scale_s, scale_t, D_S)[:, None]
-    total = tl.dot(x, gram, input_precision="tf32x3")
+    total = tl.dot(x, gram, input_precision=EXACT)
     total *= 2 * scale_s * tl.load(d_loss) * tl.load(coefficient)
     to = out + ((layer.to(tl.int64) * num_tokens + start + rows)[:, None] * H + head) * D_S + columns[None, :]
     store(to, total, mask=(rows < length)[:, None] & (columns < D_S)[None, :])
@@ -110,9 +111,10 @@ def forward(
     like, num_sequences = a_s[0], cu_seqlens.numel() - 1
     (num_tokens, H, D_S), D_T, L = like.shape, a_t[0].shape[-1], len(a_s)
     maps, W = num_sequences * L * H, _width(D_S, D_T)
-    loss, coefficient = (like.new_zeros((), dtype=torch.float32) for _ in range(2))
+    empty = maps == 0 or num_tokens == 0
+    loss, coefficient = room(like, empty)
     sums = loss.new_empty(saved_shape(L, like.shape, a_t[0].shape, num_sequences))
-    if maps == 0 or num_tokens == 0:
+    if empty:
         return loss, sums, coefficient
     stretches = triton.cdiv(max_seqlen, STRETCH)
     grams = loss.new_empty((2, maps * stretches, W, W))

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import finish, for_product, pick, store
+from ..shared.kernel import finish, for_product, pick, precision, room, store
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -39,11 +39,11 @@ def forward_kernel(
             inner = first + tl.arange(0, K)
             x = tl.load(states + row * stride_s + inner[None, :], mask=there & (inner < D_S)[None, :], other=0.0)
             w = tl.load(
-                matrix + columns[:, None] * D_S + inner[None, :],
-                mask=(columns < D_T)[:, None] & (inner < D_S)[None, :], other=0.0,
+                matrix + columns[None, :] * D_S + inner[:, None],
+                mask=(columns < D_T)[None, :] & (inner < D_S)[:, None], other=0.0,
             )  # fmt: skip
             x, w = for_product(x.to(dtype)), for_product(w.to(dtype))
-            projected = tl.dot(x, tl.trans(w), projected, input_precision=PRECISION)
+            projected = tl.dot(x, w, projected, input_precision=PRECISION)
         if HAS_BIAS:
             vector = bias[0] if SHARED else pick(bias, layer, L)
             projected += tl.load(vector + columns, mask=columns < D_T, other=0.0).to(tl.float32)[None, :]
@@ -52,7 +52,7 @@ def forward_kernel(
 
     d = projected - tl.load(target + row * stride_t + columns[None, :], mask=real, other=0.0).to(tl.float32)
     d = tl.where(real, d, 0.0)
-    tl.store(partial + program, tl.sum(tl.sum(d * d, axis=1), axis=0))
+    tl.store(partial + program, tl.sum(d * d))
     if KEEP:
         at = difference + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :]
         store(at, d, mask=real)
@@ -146,7 +146,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The loss ``()``, a sum of squares over `entries`, and the difference ``(L, T, D_T)`` in `dtype` if `keep`."""
     (num_tokens, D_S), D_T, L = h_s[0].shape, h_t[0].shape[1], len(h_s)
-    loss, coefficient = (h_s[0].new_zeros((), dtype=torch.float32) for _ in range(2))
+    loss, coefficient = room(h_s[0], num_tokens == 0)
     difference = h_s[0].new_empty((L, num_tokens, D_T) if keep else (0,), dtype=dtype)
     if num_tokens == 0:
         return loss, difference
@@ -157,7 +157,7 @@ def forward(
         tuple(h_s), tuple(h_t), tuple(weight) or (h_s[0],), tuple(bias) or (h_s[0],), difference, partial,
         num_tokens, h_s[0].stride(0), h_t[0].stride(0),
         L=L, SHARED=len(weight) < 2, HAS_WEIGHT=bool(weight), HAS_BIAS=bool(bias), KEEP=keep, D_S=D_S, D_T=D_T,
-        PRECISION=_precision(dtype), **TILES,
+        PRECISION=precision(dtype), **TILES,
     )  # fmt: skip
     finish(partial, None, loss, coefficient, entries, 1)
     return loss, difference
@@ -171,10 +171,11 @@ def backward(
     num_tokens, D_S = like.shape
     G, coefficient = len(weight), 2.0 / entries
     dh = like.new_empty((L, num_tokens, D_S))
-    flat = like.new_zeros((G, D_T * (D_S + 1)), dtype=torch.float32)
+    new = like.new_empty if num_tokens > 0 else like.new_zeros
+    flat = new((G, D_T * (D_S + 1)), dtype=torch.float32)
     if num_tokens > 0:
         h_s = _alike(h_s)
-        common = {"L": L, "SHARED": G < 2, "D_S": D_S, "D_T": D_T, "PRECISION": _precision(difference.dtype), **TILES}
+        common = {"L": L, "SHARED": G < 2, "D_S": D_S, "D_T": D_T, "PRECISION": precision(difference.dtype), **TILES}
         programs = triton.cdiv(num_tokens, TILES["M"]) * triton.cdiv(D_S, TILES["N"]) * L
         states_gradient_kernel[(programs,)](
             difference, tuple(weight) or (like,), d_loss, dh, num_tokens, coefficient, HAS_WEIGHT=G > 0, **common
@@ -196,8 +197,3 @@ def _alike(layers: list[Tensor]) -> list[Tensor]:
     if layers[0].stride(-1) == 1 and all(x.stride() == layers[0].stride() for x in layers):
         return layers
     return [x.contiguous() for x in layers]
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """Of the products: fp32 operands in three tf32 steps, which round like fp32."""
-    return "tf32x3" if dtype == torch.float32 else "tf32"

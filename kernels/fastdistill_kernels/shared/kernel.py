@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -62,6 +63,12 @@ def finish_kernel(
     tl.store(coefficient, inverse)
 
 
+def room(like: Tensor, empty: bool) -> tuple[Tensor, Tensor]:
+    """Two float32 scalars for `finish`, 0 already for an empty batch, where nothing will be launched."""
+    new = like.new_zeros if empty else like.new_empty
+    return new((), dtype=torch.float32), new((), dtype=torch.float32)
+
+
 def finish(
     partial: Tensor, cu_seqlens: Tensor | None, loss: Tensor, coefficient: Tensor, entries: int | None, heads: int
 ) -> None:
@@ -71,3 +78,10 @@ def finish(
         partial, counted, loss, coefficient, partial.numel(), counted.numel() - 1, float(entries or 1), heads,
         COUNT_PAIRS=entries is None, BLOCK=4096,
     )  # fmt: skip
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of the products: fp32 operands as sums of three bf16 numbers, which round like fp32 on tensor cores."""
+    if INTERPRETED:
+        return "ieee"
+    return "bf16x6" if dtype == torch.float32 else "tf32"
