@@ -1,5 +1,5 @@
 # make demo   the main job: fine-tune a teacher, distil it in four stages, report (out/report.md)
-# make test   all tests
+# make test   all tests, those of the loss ops a second time with the Triton kernels, interpreted
 # make lint   formatting, lint, types
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +12,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest tests/kernels --ignore tests/kernels/test_compiled.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -32,18 +32,15 @@ class Attention:
         self.student_taps, self.teacher_taps = Taps(q=student, k=student), Taps(q=teacher, k=teacher)
 
     def __call__(self, student: Captured, teacher: Captured, batch: Batch) -> dict[str, Tensor]:
-        losses = [
-            self.op(
-                student.q[m],
-                student.k[m],
-                teacher.q[n],
-                teacher.k[n],
-                batch.cu_seqlens,
-                batch.max_seqlen,
-                scale_s=student.scaling,
-                scale_t=teacher.scaling,
-                normalize=self.normalize,
-            )
-            for m, n in self.layers
-        ]
-        return {"attention": sum(losses[1:], losses[0])}
+        loss = self.op(
+            [student.q[m] for m, _ in self.layers],
+            [student.k[m] for m, _ in self.layers],
+            [teacher.q[n] for _, n in self.layers],
+            [teacher.k[n] for _, n in self.layers],
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            scale_s=student.scaling,
+            scale_t=teacher.scaling,
+            normalize=self.normalize,
+        )
+        return {"attention": loss}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from fastdistill.batch import Batch
@@ -18,7 +17,7 @@ class Hidden:
     ``sum_m mean (H_s^m W + b - H_t^{g(m)})^2`` (TinyBERT, arXiv 1909.10351, equation 8). Layer 0 is the output of the
     embeddings, so that the embedding term (equation 9) is this one over the pair (0, 0).
 
-    `projections` holds one linear map per pair; pairs that share one are computed in one stacked call.
+    `projections` holds one linear map per pair, which may be the same.
     """
 
     def __init__(
@@ -30,28 +29,20 @@ class Hidden:
         normalize: Literal["tokens", "padded"],
     ) -> None:
         self.name = name
+        self.layers = layers
+        self.projections = projections[:1] if all(p is projections[0] for p in projections) else projections
         self.normalize: Literal["tokens", "padded"] = normalize
-        # one group for each distinct projection: [(projection, its pairs)]
-        groups = {
-            id(p): (p, [pair for pair, q in zip(layers, projections, strict=True) if q is p]) for p in projections
-        }
-        self.groups = list(groups.values())
         student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
         self.student_taps, self.teacher_taps = Taps(hidden=student), Taps(hidden=teacher)
 
     def __call__(self, student: Captured, teacher: Captured, batch: Batch) -> dict[str, Tensor]:
-        losses = []
-        for projection, pairs in self.groups:
-            h_s = torch.stack([student.hidden[m] for m, _ in pairs])  # (L, T, D_s)
-            h_t = torch.stack([teacher.hidden[n] for _, n in pairs])  # (L, T, D_t)
-            mean = hidden_mse(
-                h_s,
-                h_t,
-                projection.weight,
-                projection.bias,
-                cu_seqlens=batch.cu_seqlens,
-                max_seqlen=batch.max_seqlen,
-                normalize=self.normalize,
-            )
-            losses.append(len(pairs) * mean)
-        return {self.name: sum(losses[1:], losses[0])}
+        loss = hidden_mse(
+            [student.hidden[m] for m, _ in self.layers],
+            [teacher.hidden[n] for _, n in self.layers],
+            [p.weight for p in self.projections],
+            [p.bias for p in self.projections],
+            cu_seqlens=batch.cu_seqlens,
+            max_seqlen=batch.max_seqlen,
+            normalize=self.normalize,
+        )
+        return {self.name: loss}

@@ -109,13 +109,16 @@ def attention_spec(
 
 def _attention_inputs(operands: tuple[str, str, str, str], shape: Shape, draw: Draw) -> dict[str, Any]:
     head_dims = (shape.head_dim_s, shape.head_dim_s, shape.head_dim_t, shape.head_dim_t)
-    tensors = {name: draw(shape.tokens, shape.heads, d) for name, d in zip(operands, head_dims, strict=True)}
-    return {**tensors, **shape.layout(draw.device)}
+    layers = {
+        name: tuple(draw(shape.tokens, shape.heads, d) for _ in range(shape.layers))
+        for name, d in zip(operands, head_dims, strict=True)
+    }
+    return {**{name: x if len(x) > 1 else x[0] for name, x in layers.items()}, **shape.layout(draw.device)}
 
 
 def _attention_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    return shape.tokens * shape.heads * (4 * shape.head_dim_s + 2 * shape.head_dim_t) * dtype.itemsize
+    return shape.layers * shape.tokens * shape.heads * (4 * shape.head_dim_s + 2 * shape.head_dim_t) * dtype.itemsize
 
 
 def _attention_flops(shape: Shape) -> int:
-    return 2 * shape.heads * shape.pairs * (3 * shape.head_dim_s + shape.head_dim_t)
+    return 2 * shape.layers * shape.heads * shape.pairs * (3 * shape.head_dim_s + shape.head_dim_t)

@@ -21,20 +21,37 @@ HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 def loss_and_gradients(
     function: Callable[..., Any], inputs: dict[str, Any], differentiable: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """The loss, outputs of a tuple added up, and the gradient of every differentiable argument in float64, by name."""
-    leaves = {name: inputs[name].detach().requires_grad_() for name in differentiable}
+    """The loss, outputs of a tuple added up, and the gradient of every differentiable argument in float64, by name.
+
+    Gradients of several layers are stacked.
+    """
+    leaves = {name: _map(lambda x: x.detach().requires_grad_(), inputs[name]) for name in differentiable}
     output = function(**{**inputs, **leaves})
     loss = torch.stack(output).sum() if isinstance(output, tuple) else output
-    gradients = torch.autograd.grad(loss, list(leaves.values()), torch.full_like(loss, LOSS_SCALE))
-    for leaf, gradient in zip(leaves.values(), gradients, strict=True):
-        assert (gradient.dtype, gradient.shape) == (leaf.dtype, leaf.shape)
-    unscaled = (gradient.double() / LOSS_SCALE for gradient in gradients)
-    return {"loss": loss.detach(), **dict(zip(leaves, unscaled, strict=True))}
+    layers = {name: leaf if isinstance(leaf, tuple) else (leaf,) for name, leaf in leaves.items()}
+    flat = [x for group in layers.values() for x in group]
+    found = iter(torch.autograd.grad(loss, flat, torch.full_like(loss, LOSS_SCALE)))
+    gradients = {"loss": loss.detach()}
+    for name, group in layers.items():
+        own = [next(found) for _ in group]
+        for x, gradient in zip(group, own, strict=True):
+            assert (gradient.dtype, gradient.shape) == (x.dtype, x.shape)
+        gradients[name] = torch.stack(own).double().flatten(0, 1) / LOSS_SCALE
+    return gradients
+
+
+def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`function` of a tensor, or of every layer's."""
+    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
 
 
 def in_double(inputs: dict[str, Any]) -> dict[str, Any]:
     """The same inputs with floating tensors as float64."""
-    return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    return {k: _map(_to_double, v) if isinstance(v, Tensor | tuple) else v for k, v in inputs.items()}
+
+
+def _to_double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 def relative_rms(actual: Tensor, truth: Tensor) -> float:

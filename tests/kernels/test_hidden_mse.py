@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import loss_and_gradients
+from parity import in_double, loss_and_gradients
 from torch.nn.utils.rnn import pad_sequence
 
 from fastdistill_kernels import hidden_mse
@@ -30,20 +30,45 @@ def test_by_hand(function: Callable[..., Any]) -> None:
 
 
 @both
-def test_stacked_layers_are_the_mean_of_layers(function: Callable[..., Any]) -> None:
+def test_layers_are_added_up(function: Callable[..., Any]) -> None:
     inputs = SPEC.inputs(SHAPE)
     projection = inputs["weight"], inputs["bias"]
     layers = [function(h_s, h_t, *projection) for h_s, h_t in zip(inputs["h_s"], inputs["h_t"], strict=True)]
-    torch.testing.assert_close(function(**inputs), torch.stack(layers).mean())
+    torch.testing.assert_close(function(**inputs), torch.stack(layers).sum())
 
 
 @both
 def test_padded_is_the_mean_over_padded_states(function: Callable[..., Any]) -> None:
     inputs = SPEC.inputs(SHAPE)
-    projected = F.linear(inputs["h_s"], inputs["weight"], inputs["bias"])
-    padded_s, padded_t = (pad_sequence(h.transpose(0, 1).split(LENGTHS)) for h in (projected, inputs["h_t"]))
+    expected = 0.0
+    for h_s, h_t in zip(inputs["h_s"], inputs["h_t"], strict=True):
+        projected = F.linear(h_s, inputs["weight"], inputs["bias"])
+        expected += F.mse_loss(*(pad_sequence(h.split(LENGTHS)) for h in (projected, h_t)))
     actual = function(**inputs, **SHAPE.layout(torch.device("cpu")), normalize="padded")
-    torch.testing.assert_close(actual, F.mse_loss(padded_s, padded_t))
+    torch.testing.assert_close(actual, expected)
+
+
+@both
+def test_a_projection_for_each_layer(function: Callable[..., Any]) -> None:
+    inputs = SPEC.inputs(SHAPE)
+    weights, biases = (tuple(inputs[name] * n for n in (1, 2, 3)) for name in ("weight", "bias"))
+    layers = zip(inputs["h_s"], inputs["h_t"], weights, biases, strict=True)
+    expected = torch.stack([function(*layer) for layer in layers]).sum()
+    several = {**inputs, "weight": weights, "bias": biases}
+    torch.testing.assert_close(function(**several), expected)
+    actual = loss_and_gradients(function, several, SPEC.differentiable)
+    truth = loss_and_gradients(reference, in_double(several), SPEC.differentiable)
+    torch.testing.assert_close(actual, truth, check_dtype=False, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_projection_or_a_bias() -> None:
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=2, head_dim_s=8, head_dim_t=8, layers=2))
+    for left in ({"h_s", "h_t"}, {"h_s", "h_t", "weight"}):
+        some = {name: value for name, value in inputs.items() if name in left}
+        wanted = tuple(name for name in SPEC.differentiable if name in left)
+        actual = loss_and_gradients(hidden_mse, some, wanted)
+        truth = loss_and_gradients(reference, in_double(some), wanted)
+        torch.testing.assert_close(actual, truth, check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -68,12 +93,14 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"h_t": torch.zeros(3, 20, 16)}, r"\(3, 21, 8\) and \(3, 20, 16\)"),
+        ({"h_t": (torch.zeros(20, 16),) * 3}, r"\(21, 8\) and \(20, 16\)"),
         ({"h_s": torch.zeros(8), "h_t": torch.zeros(16)}, r"states are \(8,\)"),
         ({"weight": None, "bias": None}, r"student size 8, teacher size 16: pass weight \(16, 8\)"),
         ({"weight": torch.zeros(8, 16)}, r"weight is \(8, 16\)"),
         ({"bias": torch.zeros(8)}, r"bias is \(8,\)"),
-        ({"h_t": torch.zeros(3, 21, 8), "weight": None}, "pass weight"),
+        ({"h_t": (torch.zeros(21, 8),) * 3, "weight": None}, "pass weight"),
+        ({"h_t": (torch.zeros(21, 16),) * 2}, "3 student and 2 teacher layers"),
+        ({"weight": (torch.zeros(16, 8),) * 2}, "2 weights for 3 layers"),
         ({"normalize": "padded"}, "pass cu_seqlens and max_seqlen"),
         ({"normalize": "sum"}, "normalize='sum'"),
     ],

@@ -76,6 +76,31 @@ def test_ignored_rows_may_hold_anything() -> None:
     torch.testing.assert_close(soft_cross_entropy(student, teacher, labels), expected)
 
 
+@both
+@pytest.mark.parametrize("form", ["ce", "kl"])
+def test_temperatures_rows_weights_and_padding(function: Callable[..., Any], form: str) -> None:
+    """Student and teacher padded to other widths, four of ten rows, each with a weight, one of them ignored."""
+    z_s, z_t = torch.randn(10, 9), torch.randn(10, 12)
+    labels, weights = torch.randint(7, (10,)), torch.rand(10)
+    rows = torch.tensor([7, 2, 3, 9])
+    labels[3] = -100
+    counted = torch.tensor([7, 2, 9])
+    options: dict[str, Any] = {"temperature": 2.0, "teacher_temperature": 3.0, "form": form, "num_classes": 7}
+    student = z_s.clone().requires_grad_()
+    soft, hard = function(student, z_t, labels, **options, rows=rows, row_weights=weights)
+    s, t, w = z_s[counted, :7], z_t[counted, :7], weights[counted]
+    p = (t / 3).softmax(-1)
+    rowwise = -(p * (s / 2).log_softmax(-1)).sum(-1) + ((p * p.log()).sum(-1) if form == "kl" else 0)
+    torch.testing.assert_close(soft, (w * rowwise).sum() / w.sum())
+    gold = F.cross_entropy(s, labels[counted], reduction="none")
+    torch.testing.assert_close(hard, (w * gold).sum() / w.sum())
+    (2 * soft + 3 * hard).backward()
+    expected = torch.zeros_like(z_s)
+    onehot = F.one_hot(labels[counted], 7)
+    expected[counted, :7] = (((s / 2).softmax(-1) - p) + 3 * (s.softmax(-1) - onehot)) * (w / w.sum())[:, None]
+    torch.testing.assert_close(student.grad, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -83,6 +108,9 @@ def test_ignored_rows_may_hold_anything() -> None:
         ({"student_logits": torch.zeros(4), "teacher_logits": torch.zeros(4)}, r"\(4,\)"),
         ({"labels": torch.zeros(4, dtype=torch.int64)}, r"labels are \(4,\): must be \(3,\)"),
         ({"form": "mse"}, "form='mse'"),
+        ({"row_weights": torch.zeros(4)}, r"row_weights are \(4,\)"),
+        ({"num_classes": 5}, "num_classes=5: must be from 1 to the narrower width, 4"),
+        ({"teacher_temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": 0.0}, "temperature=0.0"),
     ],
 )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention_op import attention_loss, define_attention_op
-from ..packed import num_rows
+from ..attention.op import KL, attention_loss, define_attention_op
+from ..attention.packed import Layers, as_layers
+from ..attention.tiled import by_tiles
 from .relation_heads import split_heads
 
 
 def attention_kl(
-    a_s: Tensor,
-    b_s: Tensor,
-    a_t: Tensor,
-    b_t: Tensor,
+    a_s: Layers,
+    b_s: Layers,
+    a_t: Layers,
+    b_t: Layers,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -29,7 +30,8 @@ def attention_kl(
     pair of one side's q, k, v: (q, k) is attention, (v, v) the value relation; both may be the same tensor.
 
     Args:
-        a_s, b_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64.
+        a_s, b_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64;
+            or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         a_t, b_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
         max_seqlen: the longest length.
@@ -50,7 +52,7 @@ def attention_kl(
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be positive")
-    a_s, b_s, a_t, b_t = (split_heads(x, num_relation_heads) for x in (a_s, b_s, a_t, b_t))
+    a_s, b_s, a_t, b_t = ([split_heads(x, num_relation_heads) for x in as_layers(y)] for y in (a_s, b_s, a_t, b_t))
     return attention_loss(_OP, a_s, b_s, a_t, b_t, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, temperature)
 
 
@@ -61,4 +63,4 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
     return loss, log_probs_s.exp_().sub_(probs_t) if with_grads else log_probs_s
 
 
-_OP = define_attention_op("attention_kl", _tile, num_rows)
+_OP = define_attention_op("attention_kl", KL, {"tiled": by_tiles(_tile)})

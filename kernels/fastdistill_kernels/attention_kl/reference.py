@@ -7,15 +7,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..packed import attention_scores, default_scale, num_rows, sequence_lengths
+from ..attention.packed import Layers, as_layers, attention_scores, default_scale, num_rows, sequence_lengths
 from .relation_heads import split_heads
 
 
 def attention_kl(
-    a_s: Tensor,
-    b_s: Tensor,
-    a_t: Tensor,
-    b_t: Tensor,
+    a_s: Layers,
+    b_s: Layers,
+    a_t: Layers,
+    b_t: Layers,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -34,15 +34,19 @@ def attention_kl(
     Shapes: a_s, b_s ``(T, heads_s, d_s)``; a_t, b_t ``(T, heads_t, d_t)``; both sides are re-split into
     ``(T, num_relation_heads, heads * d / num_relation_heads)`` first; result ``()``, float32 (float64 for float64).
 
+    Of several layers the losses are added up.
+
     Source: MiniLM (arXiv 2002.10957), sections 3.1 and 3.2: (q, k) and (v, v); MiniLMv2 (arXiv 2012.15828),
     section 3.1: (q, q), (k, k) and (v, v) over relation heads.
     """
-    a_s, b_s, a_t, b_t = (split_heads(x, num_relation_heads) for x in (a_s, b_s, a_t, b_t))
-    lengths = sequence_lengths(cu_seqlens, a_s.shape[0], max_seqlen)
-    scale_s, scale_t = default_scale(scale_s, a_s) / temperature, default_scale(scale_t, a_t) / temperature
-    total = a_s.new_zeros((), dtype=torch.promote_types(a_s.dtype, torch.float32))
-    for start, stop in pairwise(cu_seqlens.tolist()):
-        log_probs_s = attention_scores(a_s[start:stop], b_s[start:stop], scale_s).log_softmax(-1)
-        log_probs_t = attention_scores(a_t[start:stop], b_t[start:stop], scale_t).log_softmax(-1).detach()
-        total = total + (log_probs_t.exp() * (log_probs_t - log_probs_s)).sum()
-    return total / (a_s.shape[1] * num_rows(lengths, max_seqlen, normalize))
+    layers = [[split_heads(x, num_relation_heads) for x in as_layers(y)] for y in (a_s, b_s, a_t, b_t)]
+    first_s, first_t = layers[0][0], layers[2][0]
+    lengths = sequence_lengths(cu_seqlens, first_s.shape[0], max_seqlen)
+    scale_s, scale_t = default_scale(scale_s, first_s) / temperature, default_scale(scale_t, first_t) / temperature
+    total = first_s.new_zeros((), dtype=torch.promote_types(first_s.dtype, torch.float32))
+    for x_s, y_s, x_t, y_t in zip(*layers, strict=True):
+        for start, stop in pairwise(cu_seqlens.tolist()):
+            log_probs_s = attention_scores(x_s[start:stop], y_s[start:stop], scale_s).log_softmax(-1)
+            log_probs_t = attention_scores(x_t[start:stop], y_t[start:stop], scale_t).log_softmax(-1).detach()
+            total = total + (log_probs_t.exp() * (log_probs_t - log_probs_s)).sum()
+    return total / (first_s.shape[1] * num_rows(lengths, max_seqlen, normalize))

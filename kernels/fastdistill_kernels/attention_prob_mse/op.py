@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention_op import attention_loss, define_attention_op
-from ..packed import num_pairs
+from ..attention.op import PROB_MSE, attention_loss, define_attention_op
+from ..attention.packed import Layers
+from ..attention.tiled import by_tiles
 
 
 def attention_prob_mse(
-    q_s: Tensor,
-    k_s: Tensor,
-    q_t: Tensor,
-    k_t: Tensor,
+    q_s: Layers,
+    k_s: Layers,
+    q_t: Layers,
+    k_t: Layers,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -25,7 +26,8 @@ def attention_prob_mse(
     ``mean over (b, h, i, j) of (P_s - P_t)^2``, ``P = softmax over j of (scale q . k)``.
 
     Args:
-        q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64.
+        q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64;
+            or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
         max_seqlen: the longest length.
@@ -55,4 +57,4 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
     return loss, weighted.sub_(probs_s * weighted.sum(-1, keepdim=True)).mul_(2)
 
 
-_OP = define_attention_op("attention_prob_mse", _tile, num_pairs)
+_OP = define_attention_op("attention_prob_mse", PROB_MSE, {"tiled": by_tiles(_tile)})

@@ -7,14 +7,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..packed import attention_scores, default_scale, num_pairs, sequence_lengths
+from ..attention.packed import Layers, as_layers, attention_scores, default_scale, num_pairs, sequence_lengths
 
 
 def attention_prob_mse(
-    q_s: Tensor,
-    k_s: Tensor,
-    q_t: Tensor,
-    k_t: Tensor,
+    q_s: Layers,
+    k_s: Layers,
+    q_t: Layers,
+    k_t: Layers,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -29,13 +29,18 @@ def attention_prob_mse(
 
     Shapes: q_s, k_s ``(T, heads, d_s)``; q_t, k_t ``(T, heads, d_t)``; result ``()``, float32 (float64 for float64).
 
+    Of several layers the losses are added up.
+
     Source: TinyBERT (arXiv 1909.10351), section 3.1, where it is the alternative to raw scores.
     """
-    lengths = sequence_lengths(cu_seqlens, q_s.shape[0], max_seqlen)
-    scale_s, scale_t = default_scale(scale_s, q_s), default_scale(scale_t, q_t)
-    total = q_s.new_zeros((), dtype=torch.promote_types(q_s.dtype, torch.float32))
-    for start, stop in pairwise(cu_seqlens.tolist()):
-        probs_s = attention_scores(q_s[start:stop], k_s[start:stop], scale_s).softmax(-1)
-        probs_t = attention_scores(q_t[start:stop], k_t[start:stop], scale_t).softmax(-1).detach()
-        total = total + (probs_s - probs_t).square().sum()
-    return total / (q_s.shape[1] * num_pairs(lengths, max_seqlen, normalize))
+    layers = [as_layers(x) for x in (q_s, k_s, q_t, k_t)]
+    first_s, first_t = layers[0][0], layers[2][0]
+    lengths = sequence_lengths(cu_seqlens, first_s.shape[0], max_seqlen)
+    scale_s, scale_t = default_scale(scale_s, first_s), default_scale(scale_t, first_t)
+    total = first_s.new_zeros((), dtype=torch.promote_types(first_s.dtype, torch.float32))
+    for x_s, y_s, x_t, y_t in zip(*layers, strict=True):
+        for start, stop in pairwise(cu_seqlens.tolist()):
+            scores_s = attention_scores(x_s[start:stop], y_s[start:stop], scale_s)
+            scores_t = attention_scores(x_t[start:stop], y_t[start:stop], scale_t).detach()
+            total = total + (scores_s.softmax(-1) - scores_t.softmax(-1)).square().sum()
+    return total / (first_s.shape[1] * num_pairs(lengths, max_seqlen, normalize))

@@ -4,34 +4,43 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention_op import attention_loss, define_attention_op
-from ..packed import num_pairs
+from ..attention.op import SCORE_MSE, attention_loss, define_attention_op
+from ..attention.packed import Layers, as_layers
+from ..attention.tiled import by_tiles
+from ..device import runs_in_triton
+from .gram import gram, gram_pays
+
+GRAM_FROM = 1024  # longest length, on GPUs: by count of operations, not yet measured
 
 
 def attention_score_mse(
-    q_s: Tensor,
-    k_s: Tensor,
-    q_t: Tensor,
-    k_t: Tensor,
+    q_s: Layers,
+    k_s: Layers,
+    q_t: Layers,
+    k_t: Layers,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
     scale_s: float | None = None,
     scale_t: float | None = None,
     normalize: str = "tokens",
+    algorithm: str = "auto",
 ) -> Tensor:
     """Mean squared difference of the raw attention scores of student and teacher, in O(T) memory.
 
     ``mean over (b, h, i, j) of (scale_s q_s . k_s - scale_t q_t . k_t)^2``, before softmax.
 
     Args:
-        q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64.
+        q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64;
+            or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
         max_seqlen: the longest length.
         scale_s, scale_t: factor of the scores; default ``1 / sqrt(head_dim)`` of its side.
         normalize: "tokens" divides by the real entries, ``heads * sum n_b^2``; "padded" by
             ``heads * B * max_seqlen^2``, the mean that TinyBERT's code takes over padded maps with masked entries at 0.
+        algorithm: "tiled" works on tiles of scores; "gram" on Gram matrices of the operands, which is linear in the
+            length and forms no score, but cancels where student and teacher all but agree; "auto" takes the faster.
 
     Returns:
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
@@ -41,7 +50,12 @@ def attention_score_mse(
 
     Source: TinyBERT (arXiv 1909.10351), equation 7.
     """
-    return attention_loss(_OP, q_s, k_s, q_t, k_t, cu_seqlens, max_seqlen, scale_s, scale_t, normalize)
+    if algorithm not in ("auto", "tiled", "gram"):
+        raise ValueError(f"algorithm={algorithm!r}: choose 'auto', 'tiled' or 'gram'")
+    if algorithm == "auto" and runs_in_triton(as_layers(q_s)[0]):  # there the host does not know single lengths
+        algorithm = "gram" if max_seqlen >= GRAM_FROM else "tiled"
+    operands = (q_s, k_s, q_t, k_t)
+    return attention_loss(_OP, *operands, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, algorithm=algorithm)
 
 
 def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
@@ -50,4 +64,12 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
     return loss, error.mul_(2) if with_grads else error
 
 
-_OP = define_attention_op("attention_score_mse", _tile, num_pairs)
+def _auto(
+    q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, with_grads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = gram if gram_pays(q_s.shape[1], q_s.shape[2], q_t.shape[2]) else _by_tiles
+    return chosen(q_s, k_s, q_t, k_t, scale_s, scale_t, with_grads)
+
+
+_by_tiles = by_tiles(_tile)
+_OP = define_attention_op("attention_score_mse", SCORE_MSE, {"auto": _auto, "tiled": _by_tiles, "gram": gram})

@@ -1,19 +1,23 @@
-"""`hidden_mse`: the public function."""
+"""`hidden_mse`: the public function and its custom ops."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..packed import check_cu_seqlens, check_normalize
+from ..attention.packed import Layers, as_layers, check_cu_seqlens, check_normalize
+from ..device import runs_in_triton
 
 
 def hidden_mse(
-    h_s: Tensor,
-    h_t: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    h_s: Layers,
+    h_t: Layers,
+    weight: Layers | None = None,
+    bias: Layers | None = None,
     *,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
@@ -25,12 +29,14 @@ def hidden_mse(
     compared and summed in float32.
 
     Args:
-        h_s: student states, ``(T, D_s)``, or ``(L, T, D_s)`` for L layers that share one projection.
-        h_t: teacher states, ``(T, D_t)`` or ``(L, T, D_t)``; a constant, it never receives gradients.
-        weight, bias: the projection as in `torch.nn.Linear`, ``(D_t, D_s)`` and ``(D_t,)``; None for equal sizes.
+        h_s: student states, ``(T, D_s)``; or a sequence of such tensors, one per layer, all alike: the result is the
+            sum of the layers' losses.
+        h_t: teacher states, ``(T, D_t)``, as many; a constant, it never receives gradients.
+        weight, bias: the projection as in `torch.nn.Linear`, ``(D_t, D_s)`` and ``(D_t,)``: one for all layers, or a
+            sequence with one for each; None for equal sizes.
         cu_seqlens, max_seqlen: the packed layout, ``(B + 1,)`` int32 and the longest length; for "padded" only.
-        normalize: "tokens" divides by ``L * T * D_t``; "padded" by ``L * B * max_seqlen * D_t``, the mean that
-            TinyBERT's code would take over padded states if their pad rows were equal.
+        normalize: "tokens" divides by ``T * D_t``; "padded" by ``B * max_seqlen * D_t``, the mean that TinyBERT's code
+            would take over padded states if their pad rows were equal.
 
     Returns:
         ``()`` float32 (float64 for float64 states), 0 for an empty batch.
@@ -40,31 +46,125 @@ def hidden_mse(
 
     Source: TinyBERT (arXiv 1909.10351), equations 8 and 9.
     """
-    _check(h_s, h_t, weight, bias)
+    states, targets = as_layers(h_s), as_layers(h_t)
+    weights, biases = ([] if x is None else as_layers(x) for x in (weight, bias))
+    _check(states, targets, weights, biases)
     check_normalize(normalize)
-    num_entries = max(1, h_t.numel())
+    num_rows, device = states[0].shape[0], states[0].device.type
     if normalize == "padded":
         if cu_seqlens is None or max_seqlen is None:
             raise ValueError("normalize='padded' counts padded rows: pass cu_seqlens and max_seqlen")
         check_cu_seqlens(cu_seqlens)
         num_rows = (cu_seqlens.numel() - 1) * max_seqlen
-        num_entries = max(1, h_t.shape[:-2].numel() * num_rows * h_t.shape[-1])
-    if weight is not None:
-        h_s = F.linear(h_s, weight.to(h_s.dtype), None if bias is None else bias.to(h_s.dtype))
-    dtype = torch.promote_types(h_s.dtype, torch.float32)
-    return (h_s.to(dtype) - h_t.detach().to(dtype)).square().sum() / num_entries
+    num_entries = max(1, num_rows * targets[0].shape[-1])
+    if runs_in_triton(states[0]):
+        lowered = bool(weights) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if lowered else states[0].dtype
+        with_grads = torch.is_grad_enabled() and any(x.requires_grad for x in (*states, *weights, *biases))
+        loss: Tensor
+        loss, _ = _forward(states, targets, weights, biases, num_entries, dtype, with_grads)
+        return loss
+    losses = []
+    for layer, (x, y) in enumerate(zip(states, targets, strict=True)):
+        if weights:
+            x = F.linear(x, *(p[layer if len(p) > 1 else 0].to(x.dtype) for p in (weights, biases) if p))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        losses.append((x.to(dtype) - y.detach().to(dtype)).square().sum())
+    return torch.stack(losses).sum() / num_entries
 
 
-def _check(h_s: Tensor, h_t: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    if h_s.dim() not in (2, 3) or h_s.shape[:-1] != h_t.shape[:-1]:
-        raise ValueError(
-            f"states are {tuple(h_s.shape)} and {tuple(h_t.shape)}: pass (tokens, size) or (layers, tokens, size), "
-            "the same layers and tokens on both sides"
-        )
-    size_s, size_t = h_s.shape[-1], h_t.shape[-1]
-    if weight is None and (size_s != size_t or bias is not None):
+@torch.library.custom_op("fastdistill::hidden_mse", mutates_args=())
+def _forward(
+    h_s: Sequence[Tensor],
+    h_t: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    num_entries: int,
+    dtype: torch.dtype,
+    with_grads: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss and, for the backward pass, the difference ``(L, T, D_t)`` in `dtype`."""
+    from . import kernel
+
+    return kernel.forward(list(h_s), list(h_t), list(weight), list(bias), num_entries, dtype, with_grads)
+
+
+@_forward.register_fake
+def _(
+    h_s: Sequence[Tensor],
+    h_t: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    num_entries: int,
+    dtype: torch.dtype,
+    with_grads: bool,
+) -> tuple[Tensor, Tensor]:
+    difference = h_t[0].new_empty((len(h_t), *h_t[0].shape) if with_grads else (0,), dtype=dtype)
+    return h_s[0].new_empty((), dtype=torch.float32), difference
+
+
+@torch.library.custom_op("fastdistill::hidden_mse_backward", mutates_args=())
+def _backward(
+    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], difference: Tensor, num_entries: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of all states ``(L, T, D_s)``, and of weights and biases, flat, ``(G, D_t (D_s + 1))`` float32."""
+    from . import kernel
+
+    return kernel.backward(d_loss, list(h_s), list(weight), difference, num_entries)
+
+
+@_backward.register_fake
+def _(
+    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], difference: Tensor, num_entries: int
+) -> tuple[Tensor, Tensor]:
+    G, D_T, D_S = len(weight), difference.shape[-1], h_s[0].shape[-1]
+    dh = h_s[0].new_empty((len(h_s), *h_s[0].shape))
+    return dh, d_loss.new_empty((G, D_T * (D_S + 1)))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    h_s, _, weight, bias, ctx.num_entries, _, _ = inputs
+    _, difference = output
+    ctx.mark_non_differentiable(difference)
+    ctx.set_materialize_grads(False)
+    ctx.sizes = len(h_s), len(weight), len(bias)
+    ctx.dtypes = [x[0].dtype if x else None for x in (weight, bias)]
+    ctx.save_for_backward(*h_s, *weight, difference)
+
+
+def _differentiate(ctx: Any, d_loss: Tensor, _: None) -> tuple[Any, ...]:
+    num_layers, num_weights, num_biases = ctx.sizes
+    *tensors, difference = ctx.saved_tensors
+    dh, flat = _backward(d_loss, tensors[:num_layers], tensors[num_layers:], difference, ctx.num_entries)
+    D_T, D_S = difference.shape[-1], dh.shape[-1]
+    dw, db = flat[:, : D_T * D_S].unflatten(1, (D_T, D_S)), flat[:, D_T * D_S :]
+    weights = list(dw.to(ctx.dtypes[0]).unbind()) if num_weights else []
+    biases = list(db.to(ctx.dtypes[1]).unbind()) if num_biases else []
+    return list(dh.unbind()), [None] * num_layers, weights, biases, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _check(h_s: list[Tensor], h_t: list[Tensor], weight: list[Tensor], bias: list[Tensor]) -> None:
+    if len(h_s) != len(h_t) or not h_s:
+        raise ValueError(f"{len(h_s)} student and {len(h_t)} teacher layers: pass as many of each, at least one")
+    for x, y in zip(h_s, h_t, strict=True):
+        if x.dim() != 2 or y.dim() != 2 or x.shape[0] != y.shape[0]:
+            raise ValueError(
+                f"states are {tuple(x.shape)} and {tuple(y.shape)}: pass (tokens, size), the same tokens on both sides"
+            )
+        if (x.shape, x.dtype, y.shape, y.dtype) != (h_s[0].shape, h_s[0].dtype, h_t[0].shape, h_t[0].dtype):
+            raise ValueError(f"layers are {tuple(h_s[0].shape)} and {tuple(x.shape)}: all layers must be alike")
+    size_s, size_t = h_s[0].shape[1], h_t[0].shape[1]
+    if not weight and (size_s != size_t or bias):
         raise ValueError(f"student size {size_s}, teacher size {size_t}: pass weight ({size_t}, {size_s}), then bias")
-    if weight is not None and weight.shape != (size_t, size_s):
-        raise ValueError(f"weight is {tuple(weight.shape)}: torch.nn.Linear's layout here is ({size_t}, {size_s})")
-    if bias is not None and bias.shape != (size_t,):
-        raise ValueError(f"bias is {tuple(bias.shape)}: must be ({size_t},)")
+    for name, found in (("weights", weight), ("biases", bias)):
+        if len(found) not in (0, 1, len(h_s)) or (bias and len(weight) != len(bias)):
+            raise ValueError(f"{len(found)} {name} for {len(h_s)} layers: pass one, or one for each layer")
+    for w in weight:
+        if w.shape != (size_t, size_s):
+            raise ValueError(f"weight is {tuple(w.shape)}: torch.nn.Linear's layout here is ({size_t}, {size_s})")
+    for b in bias:
+        if b.shape != (size_t,):
+            raise ValueError(f"bias is {tuple(b.shape)}: must be ({size_t},)")

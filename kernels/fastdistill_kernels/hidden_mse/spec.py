@@ -13,9 +13,10 @@ from .reference import hidden_mse as reference
 
 def _inputs(shape: Shape, draw: Draw) -> dict[str, Any]:
     size_s, size_t = shape.hidden_size_s, shape.hidden_size_t
+    h_s, h_t = (tuple(draw(shape.tokens, d) for _ in range(shape.layers)) for d in (size_s, size_t))
     return {
-        "h_s": draw(shape.layers, shape.tokens, size_s),
-        "h_t": draw(shape.layers, shape.tokens, size_t),
+        "h_s": h_s if shape.layers > 1 else h_s[0],
+        "h_t": h_t if shape.layers > 1 else h_t[0],
         "weight": draw(size_t, size_s) * size_s**-0.5,
         "bias": draw(size_t),
     }

@@ -6,10 +6,18 @@ T tokens of B sequences lie end to end; sequence b is ``[cu_seqlens[b], cu_seqle
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+Layers = Tensor | Sequence[Tensor]
+"""One layer's operand, or those of several layers, of one shape and dtype."""
+
+
+def as_layers(x: Layers) -> list[Tensor]:
+    return [x] if isinstance(x, Tensor) else list(x)
 
 
 def check_normalize(normalize: str) -> None:
@@ -27,23 +35,42 @@ def check_cu_seqlens(cu_seqlens: Tensor) -> None:
 
 
 def check_attention(
-    a_s: Tensor, b_s: Tensor, a_t: Tensor, b_t: Tensor, cu_seqlens: Tensor, max_seqlen: int, normalize: str
+    a_s: list[Tensor],
+    b_s: list[Tensor],
+    a_t: list[Tensor],
+    b_t: list[Tensor],
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    normalize: str,
 ) -> None:
     """Refuse operands that the attention losses cannot compare; looks at shapes only, never at a tensor's values."""
     check_normalize(normalize)
     check_cu_seqlens(cu_seqlens)
-    for side, a, b in (("student", a_s, b_s), ("teacher", a_t, b_t)):
-        if a.dim() != 3 or a.shape != b.shape:
-            raise ValueError(
-                f"{side} operands are {tuple(a.shape)} and {tuple(b.shape)}: both must be (tokens, heads, head_dim)"
-            )
-        if not (a.is_floating_point() and a.dtype == b.dtype):
-            raise ValueError(f"{side} operands are {a.dtype} and {b.dtype}: both must be of one floating dtype")
-    if a_s.shape[0] != a_t.shape[0]:
-        raise ValueError(f"student has {a_s.shape[0]} tokens, teacher {a_t.shape[0]}: give both the same batch")
-    if a_s.shape[1] != a_t.shape[1]:
+    if len({len(a_s), len(b_s), len(a_t), len(b_t)}) > 1 or not a_s:
         raise ValueError(
-            f"student has {a_s.shape[1]} heads, teacher {a_t.shape[1]}: maps are compared head by head; "
+            f"{len(a_s)}, {len(b_s)}, {len(a_t)} and {len(b_t)} layers are given: pass as many of each operand, at "
+            "least one"
+        )
+    for side, a, b in (("student", a_s, b_s), ("teacher", a_t, b_t)):
+        for x, y in zip(a, b, strict=True):
+            if x.dim() != 3 or x.shape != y.shape:
+                raise ValueError(
+                    f"{side} operands are {tuple(x.shape)} and {tuple(y.shape)}: both must be (tokens, heads, head_dim)"
+                )
+            if not (x.is_floating_point() and x.dtype == y.dtype):
+                raise ValueError(f"{side} operands are {x.dtype} and {y.dtype}: both must be of one floating dtype")
+            if (x.shape, x.dtype) != (a[0].shape, a[0].dtype):
+                raise ValueError(
+                    f"{side} layers are {tuple(a[0].shape)} {a[0].dtype} and {tuple(x.shape)} {x.dtype}: all must be "
+                    "alike"
+                )
+    tokens, heads, _ = a_s[0].shape
+    tokens_t, heads_t, _ = a_t[0].shape
+    if tokens != tokens_t:
+        raise ValueError(f"student has {tokens} tokens, teacher {tokens_t}: give both the same batch")
+    if heads != heads_t:
+        raise ValueError(
+            f"student has {heads} heads, teacher {heads_t}: maps are compared head by head; "
             "use attention_kl with num_relation_heads, which re-splits both sides into a common number of heads"
         )
     if max_seqlen < 0:

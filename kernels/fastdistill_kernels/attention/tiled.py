@@ -22,8 +22,35 @@ Scores are ``(maps, rows, n)``, whole rows, and may be overwritten; without grad
 """
 
 
-def tiled_mean(
-    tile: Tile,
+MapsLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, float, bool], tuple[Tensor, Tensor, Tensor]]
+"""``(a_s, b_s, a_t, b_t, scale_s, scale_t, with_grads) -> (sum of losses, d sum / d a_s, d sum / d b_s)``.
+
+Operands are ``(maps, n, d)``; without gradients the other two values are not read.
+"""
+
+
+def by_tiles(tile: Tile) -> MapsLoss:
+    """The sum of `tile` over maps, a bounded tile of scores at a time."""
+
+    def maps_loss(
+        a_s: Tensor, b_s: Tensor, a_t: Tensor, b_t: Tensor, scale_s: float, scale_t: float, with_grads: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss, da_s, db_s = a_s.new_zeros(()), torch.zeros_like(a_s), torch.zeros_like(b_s)
+        for maps, rows in _tiles(len(a_s), a_s.shape[1]):
+            scores_s = _scores(a_s[maps, rows], b_s[maps], scale_s)
+            scores_t = _scores(a_t[maps, rows], b_t[maps], scale_t)
+            tile_loss, d_scores = tile(scores_s, scores_t, with_grads)
+            loss += tile_loss
+            if with_grads:
+                da_s[maps, rows].baddbmm_(d_scores, b_s[maps], alpha=scale_s)
+                db_s[maps].baddbmm_(d_scores.mT, a_s[maps, rows], alpha=scale_s)
+        return loss, da_s, db_s
+
+    return maps_loss
+
+
+def mean_over_maps(
+    maps_loss: MapsLoss,
     a_s: Tensor,
     b_s: Tensor,
     a_t: Tensor,
@@ -34,7 +61,7 @@ def tiled_mean(
     num_entries: int,
     with_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of `tile` over all maps ``scale * a . b``, divided by `num_entries`, with its gradients.
+    """The sum of `maps_loss` over all maps ``scale * a . b``, divided by `num_entries`, with its gradients.
 
     Shapes:
         a_s, b_s ``(T, heads, d_s)``; a_t, b_t ``(T, heads, d_t)``; `lengths` sum to T.
@@ -50,18 +77,12 @@ def tiled_mean(
             start, stop = stop, stop + n * count
             run = (_by_sequence(x[start:stop], count) for x in (a_s, b_s, a_t, b_t))
             q_s, k_s, q_t, k_t = (x.to(loss.dtype).flatten(0, 1) for x in run)
-            dq_s, dk_s = torch.zeros_like(q_s), torch.zeros_like(k_s)
-            for maps, rows in _tiles(len(q_s), n):
-                scores_s = _scores(q_s[maps, rows], k_s[maps], scale_s)
-                scores_t = _scores(q_t[maps, rows], k_t[maps], scale_t)
-                tile_loss, d_scores = tile(scores_s, scores_t, with_grads)
-                loss += tile_loss
-                if with_grads:
-                    dq_s[maps, rows].baddbmm_(d_scores, k_s[maps], alpha=scale_s / num_entries)
-                    dk_s[maps].baddbmm_(d_scores.mT, q_s[maps, rows], alpha=scale_s / num_entries)
+            run_loss, *gradients = maps_loss(q_s, k_s, q_t, k_t, scale_s, scale_t, with_grads)
+            loss += run_loss
             if with_grads:
-                for packed, by_map in ((da_s, dq_s), (db_s, dk_s)):
-                    _by_sequence(packed[start:stop], count).copy_(by_map.view(count, -1, *by_map.shape[1:]))
+                for packed, by_map in zip((da_s, db_s), gradients, strict=True):
+                    by_sequence = by_map.view(count, -1, *by_map.shape[1:])
+                    torch.div(by_sequence, num_entries, out=_by_sequence(packed[start:stop], count))
     return loss / num_entries, da_s, db_s
 
 

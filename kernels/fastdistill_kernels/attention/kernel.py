@@ -1,0 +1,273 @@
+"""The tiled attention losses in Triton: tiles of scores live in registers, the loss and its gradients leave.
+
+B sequences, L layers, H heads; one map is one (sequence, layer, head). A program owns a block of M rows of one map and
+walks over blocks of N columns of it. `own` is the side of the rows, `other` that of the columns; operands `a` are
+queries, `b` keys, ``_s`` the student's, ``_t`` the teacher's. Scores of rows and columns past a sequence's end are 0,
+since what is loaded there is 0. Nothing is added atomically: two runs are equal to the bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..shared.kernel import finish, for_product, pick, precision, room, store
+
+SCORE_MSE, PROB_MSE, KL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+NOWHERE = tl.constexpr(-1e38)  # a score that no softmax sees, far from the end of float32
+
+
+@triton.jit
+def load_rows(pointer, stride, rows, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """``[R, BLOCK_D]``: those of `rows` that are below `length`, padded with zeros."""
+    columns = tl.arange(0, BLOCK_D)
+    at = pointer + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    x = tl.load(at, mask=(rows < length)[:, None] & (columns < D)[None, :], other=0.0)
+    return for_product(x)
+
+
+@triton.jit
+def _product(x, y, PRECISION: tl.constexpr):
+    """``x @ y.T`` in float32: ``[R, D]`` and ``[C, D]`` -> ``[R, C]``."""
+    return tl.dot(x, tl.trans(y), input_precision=PRECISION)
+
+
+@triton.jit
+def map_of(program, cu_seqlens, blocks, L: tl.constexpr, H: tl.constexpr):
+    """(block, head, layer, first token, length) of a program; a block past the end has length 0."""
+    block = program % blocks
+    head = program // blocks % H
+    layer = program // (blocks * H) % L
+    sequence = program // (blocks * H * L)
+    start = tl.load(cu_seqlens + sequence).to(tl.int64)
+    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
+    return block, head, layer, start, length
+
+
+@triton.jit
+def _rescale(biggest, scores):
+    """The running row maximum with a block of scores, and the factor that brings sums made with the old one to it."""
+    bigger = tl.maximum(biggest, tl.max(scores, axis=1))
+    return bigger, tl.exp(biggest - bigger)
+
+
+@triton.jit
+def _exp(x, mask):
+    """``exp(x)``, 0 outside of `mask`, where nothing may overflow."""
+    return tl.exp(tl.where(mask, x, NOWHERE))
+
+
+@triton.jit(do_not_specialize=["num_tokens", "blocks"])
+def forward_kernel(
+    a_s, b_s, a_t, b_t, cu_seqlens, partial, stats,
+    num_tokens, blocks, scale_s, scale_t,
+    stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
+    LOSS: tl.constexpr, L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
+    BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr,
+):  # fmt: skip
+    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 2 or 3, L, H, T)``: lse_s, lse_t, delta.
+
+    delta is the softmax's own part of the gradient, ``sum_j P_s dL/dP_s``.
+    """
+    program = tl.program_id(0)
+    block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
+    rows = block * M + tl.arange(0, M)
+    own_s = pick(a_s, layer, L) + start * stride_as + head * head_as
+    own_t = pick(a_t, layer, L) + start * stride_at + head * head_at
+    other_s = pick(b_s, layer, L) + start * stride_bs + head * head_bs
+    other_t = pick(b_t, layer, L) + start * stride_bt + head * head_bt
+    x_s = load_rows(own_s, stride_as, rows, length, D_S, BLOCK_DS)
+    x_t = load_rows(own_t, stride_at, rows, length, D_T, BLOCK_DT)
+    columns_end = tl.where(block * M < length, length, 0)  # an empty block walks nowhere, but writes its zeros
+
+    loss = tl.zeros([M], tl.float32)
+    top_s, top_t = tl.full([M], NOWHERE, tl.float32), tl.full([M], NOWHERE, tl.float32)
+    sum_s, sum_t = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
+    for first in range(0, columns_end, N):
+        columns = first + tl.arange(0, N)
+        s = scale_s * _product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
+        t = scale_t * _product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
+        if LOSS == SCORE_MSE:
+            loss += tl.sum((s - t) * (s - t), axis=1)
+        else:
+            visible = (columns < length)[None, :]
+            top_s, shrink_s = _rescale(top_s, tl.where(visible, s, NOWHERE))
+            top_t, shrink_t = _rescale(top_t, tl.where(visible, t, NOWHERE))
+            sum_s = sum_s * shrink_s + tl.sum(_exp(s - top_s[:, None], visible), axis=1)
+            weights = _exp(t - top_t[:, None], visible)
+            sum_t = sum_t * shrink_t + tl.sum(weights, axis=1)
+            if LOSS == KL:
+                loss = loss * shrink_t + tl.sum(weights * (t - s), axis=1)
+
+    if LOSS != SCORE_MSE:
+        full = columns_end > 0
+        lse_s = top_s + tl.log(tl.where(full, sum_s, 1.0))
+        lse_t = top_t + tl.log(tl.where(full, sum_t, 1.0))
+        at = stats + (layer * H + head).to(tl.int64) * num_tokens + start + rows
+        plane = num_tokens.to(tl.int64) * (L * H)
+        tl.store(at, lse_s, mask=rows < length)
+        tl.store(at + plane, lse_t, mask=rows < length)
+        if LOSS == KL:
+            loss = tl.where(full, loss / tl.where(full, sum_t, 1.0) - (lse_t - lse_s), 0.0)
+        else:
+            delta = tl.zeros([M], tl.float32)
+            for first in range(0, columns_end, N):
+                columns = first + tl.arange(0, N)
+                s = scale_s * _product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
+                t = scale_t * _product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
+                visible = (columns < length)[None, :]
+                p_s = _exp(s - lse_s[:, None], visible)
+                error = p_s - _exp(t - lse_t[:, None], visible)
+                loss += tl.sum(error * error, axis=1)
+                delta += 2 * tl.sum(p_s * error, axis=1)
+            tl.store(at + 2 * plane, delta, mask=rows < length)
+    tl.store(partial + program, tl.sum(tl.where(rows < length, loss, 0.0), axis=0))
+
+
+@triton.jit(do_not_specialize=["num_tokens", "blocks"])
+def gradient_kernel(
+    own_s, other_s, own_t, other_t, cu_seqlens, stats, d_loss, coefficient, out,
+    num_tokens, blocks, scale_s, scale_t,
+    stride_own_s, stride_other_s, stride_own_t, stride_other_t, head_own_s, head_other_s, head_own_t, head_other_t,
+    LOSS: tl.constexpr, OWN_IS_A: tl.constexpr, L: tl.constexpr, H: tl.constexpr,
+    D_S: tl.constexpr, D_T: tl.constexpr, BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
+    PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr,
+):  # fmt: skip
+    """out ``(L, T, H, D_S)``: ``d_loss coefficient scale_s sum_j dL/ds_ij other_j`` for the rows of `own`.
+
+    With OWN_IS_A rows are queries; without, keys: the same map seen from its other side.
+    """
+    block, head, layer, start, length = map_of(tl.program_id(0), cu_seqlens, blocks, L, H)
+    rows = block * M + tl.arange(0, M)
+    own_s = pick(own_s, layer, L) + start * stride_own_s + head * head_own_s
+    own_t = pick(own_t, layer, L) + start * stride_own_t + head * head_own_t
+    other_s = pick(other_s, layer, L) + start * stride_other_s + head * head_other_s
+    other_t = pick(other_t, layer, L) + start * stride_other_t + head * head_other_t
+    x_s = load_rows(own_s, stride_own_s, rows, length, D_S, BLOCK_DS)
+    x_t = load_rows(own_t, stride_own_t, rows, length, D_T, BLOCK_DT)
+    at = stats + (layer * H + head).to(tl.int64) * num_tokens + start
+    plane = num_tokens.to(tl.int64) * (L * H)
+    columns_end = tl.where(block * M < length, length, 0)
+
+    total = tl.zeros([M, BLOCK_DS], tl.float32)
+    for first in range(0, columns_end, N):
+        columns = first + tl.arange(0, N)
+        y_s = load_rows(other_s, stride_other_s, columns, length, D_S, BLOCK_DS)
+        s = scale_s * _product(x_s, y_s, PRECISION_S)
+        t = scale_t * _product(x_t, load_rows(other_t, stride_other_t, columns, length, D_T, BLOCK_DT), PRECISION_T)
+        if LOSS == SCORE_MSE:
+            g = 2 * (s - t)
+        else:
+            real = (rows < length)[:, None] & (columns < length)[None, :]
+            queries = rows[:, None] if OWN_IS_A else columns[None, :]
+            known = queries < length
+            p_s = _exp(s - tl.load(at + queries, mask=known, other=0.0), real)
+            p_t = _exp(t - tl.load(at + plane + queries, mask=known, other=0.0), real)
+            if LOSS == KL:
+                g = p_s - p_t
+            else:
+                g = p_s * (2 * (p_s - p_t) - tl.load(at + 2 * plane + queries, mask=known, other=0.0))
+        if y_s.dtype == tl.float16:  # gradients leave its range; tf32 holds its values exactly
+            total += tl.dot(g, y_s.to(tl.float32), input_precision="tf32")
+        else:
+            total += tl.dot(g.to(y_s.dtype), y_s, input_precision=PRECISION_S)
+
+    total = total * (tl.load(d_loss) * tl.load(coefficient) * scale_s)
+    places = tl.arange(0, BLOCK_DS)
+    to = out + ((layer.to(tl.int64) * num_tokens + start + rows)[:, None] * H + head) * D_S + places[None, :]
+    store(to, total, mask=(rows < length)[:, None] & (places < D_S)[None, :])
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """The launchers of one of the losses, `kind`."""
+
+    kind: int
+
+    def forward(
+        self, a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor],
+        cu_seqlens: Tensor, max_seqlen: int, scale_s: float, scale_t: float, normalize: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The loss ``()`` summed over layers, and what `backward` wants: stats ``(planes, L, H, T)``, coefficient."""
+        like, num_sequences = a_s[0], cu_seqlens.numel() - 1
+        num_tokens, H, _ = like.shape
+        L = len(a_s)
+        empty = num_sequences == 0 or num_tokens == 0
+        loss, coefficient = room(like, empty)
+        stats = loss.new_empty(self.saved_shape(L, like.shape, a_t[0].shape, num_sequences))
+        if empty:
+            return loss, stats, coefficient
+        sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
+        tiles = _tiles(max_seqlen, like, a_t[0])
+        blocks = triton.cdiv(max_seqlen, tiles["M"])
+        partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
+        forward_kernel[(len(partial),)](
+            *(tuple(x) for x in sides), cu_seqlens, partial, stats, num_tokens, blocks, scale_s, scale_t,
+            *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
+            LOSS=self.kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles,
+            PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
+        )  # fmt: skip
+        if normalize == "padded":
+            entries = num_sequences * max_seqlen * (1 if self.kind == KL.value else max_seqlen)
+        else:
+            entries = num_tokens if self.kind == KL.value else None
+        finish(partial, cu_seqlens, loss, coefficient, entries, H)
+        return loss, stats, coefficient
+
+    def backward(
+        self, d_loss: Tensor, a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor],
+        cu_seqlens: Tensor, max_seqlen: int, scale_s: float, scale_t: float, stats: Tensor, coefficient: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """da_s, db_s ``(L, T, H, d_s)`` in the operands' dtype, from what `forward` left."""
+        like, num_sequences = a_s[0], cu_seqlens.numel() - 1
+        num_tokens, H, D_S = like.shape
+        L = len(a_s)
+        da, db = (like.new_empty((L, num_tokens, H, D_S)) for _ in range(2))
+        if num_sequences == 0 or num_tokens == 0:
+            return da, db
+        a_s, b_s, a_t, b_t = (alike(x) for x in (a_s, b_s, a_t, b_t))
+        tiles = _tiles(max_seqlen, like, a_t[0])
+        blocks = triton.cdiv(max_seqlen, tiles["M"])
+        for out, own_is_a, sides in ((da, True, (a_s, b_s, a_t, b_t)), (db, False, (b_s, a_s, b_t, a_t))):
+            gradient_kernel[(blocks * H * L * num_sequences,)](
+                *(tuple(x) for x in sides), cu_seqlens, stats, d_loss, coefficient, out,
+                num_tokens, blocks, scale_s, scale_t,
+                *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
+                LOSS=self.kind, OWN_IS_A=own_is_a, L=L, H=H, D_S=D_S, D_T=a_t[0].shape[-1], **tiles,
+                PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
+            )  # fmt: skip
+        return da, db
+
+    def saved_shape(self, L: int, student: torch.Size, teacher: torch.Size, num_sequences: int) -> tuple[int, ...]:
+        """Of the stats."""
+        num_tokens, H, _ = student
+        planes = {SCORE_MSE.value: 0, KL.value: 2, PROB_MSE.value: 3}[self.kind]
+        return (planes, L, H, num_tokens)
+
+
+def alike(layers: list[Tensor]) -> list[Tensor]:
+    """The same layers with strides that one launch can share and elements of a head side by side."""
+    if layers[0].stride(-1) == 1 and all(x.stride() == layers[0].stride() for x in layers):
+        return layers
+    return [x.contiguous() for x in layers]
+
+
+def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
+    """Block sizes: powers of two, so that few kernels are compiled; products want 16 at least, registers are few."""
+    side = min(64, max(16, triton.next_power_of_2(max_seqlen)))
+    single = torch.float32 in (student.dtype, teacher.dtype)
+    sizes = {"BLOCK_DS": student.shape[-1], "BLOCK_DT": teacher.shape[-1]}
+    pads = {name: max(16, triton.next_power_of_2(d)) for name, d in sizes.items()}
+    return {
+        **pads,
+        "M": side,
+        "N": min(32, side) if single else side,
+        "num_warps": 8 if side == 64 else 4,
+        "num_stages": 2,
+    }

@@ -1,0 +1,87 @@
+"""What several ops' kernels use: picking a layer, rounding a result, adding up partial sums."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..device import INTERPRETED
+
+UPCAST = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bit patterns of bf16
+
+
+@triton.jit
+def pick(pointers, layer, L: tl.constexpr):
+    """``pointers[layer]`` of a tuple of L."""
+    pointer = pointers[0]
+    for n in tl.static_range(1, L):
+        if layer == n:
+            pointer = pointers[n]
+    return pointer
+
+
+@triton.jit
+def for_product(x):
+    """`x` as ``tl.dot`` may take it."""
+    return x.to(tl.float32) if UPCAST else x
+
+
+@triton.jit
+def store(pointer, x, mask):
+    """Stores float32 in the dtype of `pointer`, rounded to nearest."""
+    if UPCAST and pointer.dtype.element_ty == tl.bfloat16:  # the interpreter would cut the bits off
+        bits = x.to(tl.int32, bitcast=True)
+        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    tl.store(pointer, x.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_partials", "num_sequences", "entries"])
+def finish_kernel(
+    partial, cu_seqlens, loss, coefficient, num_partials, num_sequences, entries, heads,
+    COUNT_PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """loss ``()`` = the sum of `partial` times coefficient ``()`` = ``1 / (heads * entries)``.
+
+    With COUNT_PAIRS the entries are counted here, ``sum_b n_b^2``: the host need not know the lengths.
+    """
+    places = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, num_partials, BLOCK):
+        total += tl.load(partial + first + places, mask=first + places < num_partials, other=0.0)
+    if COUNT_PAIRS:
+        pairs = tl.zeros([BLOCK], tl.float32)
+        for first in range(0, num_sequences, BLOCK):
+            there = first + places < num_sequences
+            starts = tl.load(cu_seqlens + first + places, mask=there, other=0)
+            lengths = (tl.load(cu_seqlens + 1 + first + places, mask=there, other=0) - starts).to(tl.float32)
+            pairs += lengths * lengths
+        entries = tl.maximum(tl.sum(pairs, axis=0), 1.0)
+    inverse = 1.0 / (heads * entries)
+    tl.store(loss, tl.sum(total, axis=0) * inverse)
+    tl.store(coefficient, inverse)
+
+
+def room(like: Tensor, empty: bool) -> tuple[Tensor, Tensor]:
+    """Two float32 scalars for `finish`, 0 already for an empty batch, where nothing will be launched."""
+    new = like.new_zeros if empty else like.new_empty
+    return new((), dtype=torch.float32), new((), dtype=torch.float32)
+
+
+def finish(
+    partial: Tensor, cu_seqlens: Tensor | None, loss: Tensor, coefficient: Tensor, entries: int | None, heads: int
+) -> None:
+    """Add up `partial` and divide; see `finish_kernel`. `entries` is None where they are to be counted."""
+    counted = partial if cu_seqlens is None else cu_seqlens  # not read unless pairs are counted
+    finish_kernel[(1,)](
+        partial, counted, loss, coefficient, partial.numel(), counted.numel() - 1, float(entries or 1), heads,
+        COUNT_PAIRS=entries is None, BLOCK=4096,
+    )  # fmt: skip
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of the products: fp32 operands as sums of three bf16 numbers, which round like fp32 on tensor cores."""
+    if INTERPRETED:
+        return "ieee"
+    return "bf16x6" if dtype == torch.float32 else "tf32"

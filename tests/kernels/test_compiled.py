@@ -1,0 +1,187 @@
+"""Every kernel is compiled for GPUs that are not here: NVIDIA's sm_80, sm_90, sm_100 and AMD's gfx942."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastdistill_kernels.attention import kernel as attention
+from fastdistill_kernels.attention_score_mse import kernel as gram
+from fastdistill_kernels.device import HALF_AND_SINGLE, INTERPRETED
+from fastdistill_kernels.hidden_mse import kernel as hidden
+from fastdistill_kernels.shared import kernel as shared
+from fastdistill_kernels.soft_cross_entropy import kernel as soft
+from fastdistill_kernels.spec import Shape
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+
+MODULES = (attention, gram, hidden, soft, shared)
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # most bytes a block may have
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+
+
+@dataclass
+class Launch:
+    """One kernel as a launcher called it."""
+
+    kernel: Any
+    values: dict[str, Any]
+    options: dict[str, int]
+
+    def compiled(self, target: GPUTarget) -> Any:
+        signature: dict[str, Any] = {}
+        constants: dict[str, Any] = {}
+        for parameter in self.kernel.params:
+            value = self.values[parameter.name]
+            signature[parameter.name] = "constexpr" if parameter.is_constexpr else type_of(value)
+            if parameter.is_constexpr:
+                constants[parameter.name] = value
+        source = ASTSource(self.kernel, signature, constexprs=constants)
+        return triton.compile(source, target=target, options=self.options)
+
+
+def type_of(value: Any) -> Any:
+    """How Triton writes the type of an argument."""
+    if isinstance(value, tuple):
+        return tuple(map(type_of, value))
+    if isinstance(value, Tensor):
+        return f"*{TYPES[value.dtype]}"
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def launches(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What `call` launches of all kernels, none of which runs."""
+    found: list[Launch] = []
+
+    class Recorded:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            def launch(*positional: Any, **named: Any) -> None:
+                names = [p.name for p in self.kernel.params]
+                values = dict(zip(names, positional, strict=False)) | named
+                options = {name: values.pop(name) for name in ("num_warps", "num_stages") if name in values}
+                found.append(Launch(self.kernel, values, options))
+
+            return launch
+
+    for module in MODULES:
+        for name, value in vars(module).copy().items():
+            if name.endswith("_kernel"):
+                monkeypatch.setattr(module, name, Recorded(value))
+    call()
+    return found
+
+
+def resources(compiled: Any, tmp_path: Path) -> dict[str, int]:
+    """Registers, stack (where spilled registers go), shared memory of a cubin."""
+    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    text = subprocess.run(
+        [str(CUOBJDUMP), "-res-usage", str(tmp_path / "kernel.cubin")], capture_output=True, text=True, check=True
+    ).stdout
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def tiled_attention(kind: int) -> Callable[..., None]:
+    return partial(both_passes, attention.Tiled(kind))
+
+
+def both_passes(kernels: Any, dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
+    shape = Shape((130, 3), heads=12, head_dim_s=d_s, head_dim_t=d_t)
+    q_s, q_t = (torch.zeros(shape.tokens, 12, d, dtype=dtype) for d in (d_s, d_t))
+    operands = [[x] * layers for x in (q_s, q_s, q_t, q_t)]
+    layout = shape.layout(torch.device("cpu")).values()
+    loss, *saved = kernels.forward(*operands, *layout, 0.2, 0.1, "tokens")
+    kernels.backward(loss, *operands, *layout, 0.2, 0.1, *saved)
+
+
+def hidden_states(dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
+    h_s, h_t = (torch.zeros(130, 12 * d, dtype=dtype) for d in (d_s, d_t))
+    for weights in (1, layers):
+        weight, bias = [torch.zeros(12 * d_t, 12 * d_s)] * weights, [torch.zeros(12 * d_t)] * weights
+        loss, difference = hidden.forward([h_s] * layers, [h_t] * layers, weight, bias, 7, dtype, keep=True)
+        hidden.backward(loss, [h_s] * layers, weight, difference, 7)
+
+
+def soft_labels(dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
+    for classes in (2, 30522):
+        z_s, z_t = torch.zeros(2, 3, classes, dtype=dtype)
+        labels = torch.zeros(3, dtype=torch.int64)
+        for optional in ((labels, labels, torch.zeros(3)), (None, None, None)):
+            losses, *saved = soft.forward(
+                z_s, z_t, *optional, classes, 2.0, 2.0, kl=True, factor=4.0, ignore_index=-100
+            )
+            soft.backward(losses[0], losses[1], z_s, z_t, *optional, *saved, classes, 2.0, 2.0, 4.0, -100)
+
+
+def check(launch: Launch, target: GPUTarget, tmp_path: Path) -> None:
+    compiled = launch.compiled(target)
+    multiplies = "tt.dot" in compiled.asm["ttir"]
+    if target.backend == "hip":
+        assert ("mfma" in compiled.asm["amdgcn"]) == multiplies
+        return
+    assert compiled.metadata.shared <= SHARED_MEMORY[target.arch]
+    assert bool(re.search(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", compiled.asm["ptx"])) == multiplies
+    if target.arch == 90:
+        assert resources(compiled, tmp_path)["STACK"] == 0, "registers are spilled"
+    if multiplies:
+        assert re.search(r"arith\.muli .* : tensor<\d+x1xi64", compiled.asm["ttir"]), "row offsets are not 64 bits wide"
+
+
+CALLS: dict[str, Callable[..., None]] = {
+    "score_mse": tiled_attention(0),
+    "prob_mse": tiled_attention(1),
+    "kl": tiled_attention(2),
+    "gram": partial(both_passes, gram),
+    "hidden": hidden_states,
+    "soft": soft_labels,
+}
+LAUNCHES = {"score_mse": 4, "prob_mse": 4, "kl": 4, "gram": 6, "hidden": 2 * 5, "soft": 4 * 3}
+each_op = pytest.mark.parametrize("op", CALLS)
+
+
+@each_op
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize(("d_s", "d_t"), [(8, 16), (26, 64), (48, 48)])
+def test_on_hopper(
+    op: str, dtype: torch.dtype, d_s: int, d_t: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = launches(lambda: CALLS[op](dtype, d_s, d_t, 1), monkeypatch)
+    assert len(found) == LAUNCHES[op]
+    for launch in found:
+        check(launch, GPUTarget("cuda", 90, 32), tmp_path)
+
+
+@each_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "target",
+    [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 100, 32), GPUTarget("hip", "gfx942", 64)],
+    ids=lambda target: str(target.arch),
+)
+def test_elsewhere(
+    op: str,
+    dtype: torch.dtype,
+    target: GPUTarget,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    if (op, dtype, target.arch) == ("gram", torch.float32, 100):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="Triton 3.7 multiplies x^T x without tensor cores"))
+    for launch in launches(lambda: CALLS[op](dtype, 26, 64, 4), monkeypatch):
+        check(launch, target, tmp_path)
