@@ -165,6 +165,16 @@ def machine_limits(device: str) -> dict[str, float]:
     return {"copy_bytes_per_s": 2 * 4 * size / copy * 1000, "flops_per_s": 2 * side**3 / product * 1000}
 
 
+def device_name(device: str) -> str:
+    """What the machine calls its GPU or its processor."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
 def line(result: dict[str, Any]) -> str:
     """A measurement in one line: times of a forward and backward pass, and how many times faster ours is."""
     shape = result["shape"]
@@ -203,8 +213,12 @@ def main(argv: list[str] | None = None) -> None:
                 results.append(measure(spec, shape, device, dtype, options.rounds, limits))
                 print(line(results[-1]), flush=True)
     if options.out:
-        name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-        facts = {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads(), **limits}
+        facts = {
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            **limits,
+        }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "results": results}, indent=1) + "\n")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fastdistill.report import table
 
@@ -28,9 +29,48 @@ def quickstart() -> str:
     )
 
 
+def ops() -> str:
+    """One row for each op and shape: a forward and backward pass, eager, compiled and ours."""
+    lines = []
+    for path in sorted((ROOT / "bench" / "results").glob("*/ops.json")):
+        measured = json.loads(path.read_text())
+        machine = measured["machine"]
+        lines += [
+            f"{machine['device']}, torch {machine['torch']}:\n",
+            "| op | shape | eager | torch.compile | ours | best of the others / ours |",
+            "|---|---|---:|---:|---:|---:|",
+            *map(_op_row, measured["results"]),
+            "",
+        ]
+    return "\n".join(lines).strip()
+
+
+def _op_row(result: dict[str, Any]) -> str:
+    both = {name: ms["both"] for name, ms in result["ms"].items()}
+    ours, ours_name = min((ms, name) for name, ms in both.items() if name.startswith("ours"))
+    compiled = [both[name] for name in ("compile", "max-autotune") if name in both]
+    others = [*compiled, *([both["eager"]] if "eager" in both else [])]
+    shape = result["shape"]
+    what = f"{shape['sequences']} x {shape['length']}, head sizes {shape['d_s']}/{shape['d_t']}"
+    if result["op"] == "hidden_mse":
+        rows = shape["sequences"] * shape["length"]
+        what = f"{shape['layers']} x {rows:,} rows, {12 * shape['d_s']} -> {12 * shape['d_t']}"
+    if result["op"] == "soft_cross_entropy":
+        what = f"{shape['sequences']:,} rows, {shape['classes']:,} classes"
+    way = ours_name.partition(", ")[2]
+    return (
+        f"| `{result['op']}`{f' ({way})' if way else ''} | {what} | {_ms(both.get('eager'))} | "
+        f"{_ms(min(compiled, default=None))} | {_ms(ours)} | {f'{min(others) / ours:.1f}x' if others else '-'} |"
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
+
+
 def render(readme: str) -> str:
     """`readme` with every block written anew."""
-    for name, write in {"quickstart": quickstart}.items():
+    for name, write in {"quickstart": quickstart, "ops": ops}.items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
         if readme.count(start) != 1:
             raise ValueError(f"README.md must hold one block {start} ... {end}, it holds {readme.count(start)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,8 +26,11 @@ def weighted_means(
         labels, row_weights = (None if x is None else x[rows] for x in (labels, row_weights))
     dtype = torch.promote_types(z_s.dtype, torch.float32)
     z_s, z_t = z_s[:, :classes].to(dtype), z_t.detach()[:, :classes].to(dtype)
-    log_p_s, log_p_t = (z_s / temperature_s).log_softmax(-1), (z_t / temperature_t).log_softmax(-1)
-    soft = (log_p_t.exp() * (log_p_t - log_p_s if kl else -log_p_s)).sum(-1)
+    if kl:
+        log_p_s, log_p_t = (z_s / temperature_s).log_softmax(-1), (z_t / temperature_t).log_softmax(-1)
+        soft = (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1)
+    else:
+        soft = F.cross_entropy(z_s / temperature_s, (z_t / temperature_t).softmax(-1), reduction="none")
     weights = torch.ones_like(soft) if row_weights is None else row_weights.to(dtype)
     if labels is not None:
         weights = torch.where(labels == ignore_index, 0.0, weights)
@@ -39,5 +43,4 @@ def weighted_means(
     if labels is None:
         return mean(soft) * factor, soft.new_zeros(())
     real = torch.where(labels == ignore_index, 0, labels)
-    hard = -z_s.log_softmax(-1).gather(-1, real.unsqueeze(-1)).squeeze(-1)
-    return mean(soft) * factor, mean(hard)
+    return mean(soft) * factor, mean(F.cross_entropy(z_s, real, reduction="none"))
