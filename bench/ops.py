@@ -213,12 +213,7 @@ def main(argv: list[str] | None = None) -> None:
                 results.append(measure(spec, shape, device, dtype, options.rounds, limits))
                 print(line(results[-1]), flush=True)
     if options.out:
-        facts = {
-            "device": device_name(device),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            **limits,
-        }
+        facts = {"device": device_name(device), "torch": torch.__version__, **limits}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "results": results}, indent=1) + "\n")
 
