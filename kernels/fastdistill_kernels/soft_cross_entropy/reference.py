@@ -36,7 +36,7 @@ def soft_cross_entropy(
     temperature_t = temperature if teacher_temperature is None else teacher_temperature
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     z_s, z_t = (z.flatten(0, -2)[:, :num_classes].to(dtype) for z in (student_logits, teacher_logits.detach()))
-    chosen = torch.arange(len(z_s)) if rows is None else rows
+    chosen = torch.arange(len(z_s), device=z_s.device) if rows is None else rows
     if labels is not None:
         chosen = chosen[labels.flatten()[chosen] != ignore_index]
     weights = torch.ones_like(z_s[:, 0]) if row_weights is None else row_weights.flatten().to(dtype)

@@ -1,0 +1,89 @@
+"""The same rules on a GPU, with the kernels as they are compiled there; and that whole passes can be captured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from parity import HALF_AND_SINGLE, assert_parity, loss_and_gradients
+from torch import Tensor
+
+from fastdistill_kernels.device import INTERPRETED
+from fastdistill_kernels.spec import Shape, Spec
+from fastdistill_kernels.specs import ATTENTION_SPECS, SPECS
+
+pytestmark = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no GPU here")
+
+SHAPES = {
+    "ragged": Shape((1, 2, 2, 5, 17, 33, 130, 300), heads=3, head_dim_s=26, head_dim_t=64, layers=3, classes=77),
+    "one token": Shape((1,), heads=12, head_dim_s=8, head_dim_t=16),
+    "gaps": Shape((0, 70, 0, 64, 0), heads=2, head_dim_s=48, head_dim_t=24, layers=2, classes=2),
+    "vocabulary": Shape((1,) * 9, heads=1, head_dim_s=16, head_dim_t=16, classes=30522),
+}
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+
+
+@each_spec
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_parity(spec: Spec, shape: Shape, dtype: torch.dtype) -> None:
+    assert_parity(spec, spec.inputs(shape, dtype, "cuda"), dtype)
+
+
+@each_spec
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_two_runs_are_bitwise_equal(spec: Spec, dtype: torch.dtype) -> None:
+    inputs = spec.inputs(SHAPES["ragged"], dtype, "cuda")
+    first, second = (loss_and_gradients(spec.op, inputs, spec.differentiable) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@each_spec
+def test_captured_passes_replay_with_other_inputs(spec: Spec) -> None:
+    """Forward and backward pass as one CUDA graph: nothing in them waits for the host."""
+    inputs, others = (spec.inputs(SHAPES["ragged"], torch.bfloat16, "cuda", seed) for seed in (0, 1))
+    expected = loss_and_gradients(spec.op, others, spec.differentiable)
+    for name in spec.differentiable:
+        inputs[name] = each(inputs[name], lambda x: x.requires_grad_())
+    flat = [x for name in spec.differentiable for x in layers(inputs[name])]
+
+    def passes() -> tuple[Tensor, ...]:
+        output = spec.op(**inputs)
+        loss = torch.stack(output).sum() if isinstance(output, tuple) else output
+        return loss, *torch.autograd.grad(loss, flat)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compiles what is to be captured
+        passes()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss, *_ = passes()
+    with torch.no_grad():
+        for name, value in inputs.items():
+            for mine, other in zip(layers(value), layers(others[name]), strict=True):
+                mine.copy_(other)
+    graph.replay()
+    torch.testing.assert_close(loss, expected["loss"])
+
+
+@pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
+def test_memory_grows_with_tokens_not_with_maps(spec: Spec) -> None:
+    """One sequence of 32,768 tokens, whose map would take 4 GiB in fp32."""
+    inputs = spec.inputs(Shape((32768,), heads=1, head_dim_s=32, head_dim_t=64), torch.bfloat16, "cuda")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss_and_gradients(spec.op, inputs, spec.differentiable)
+    assert torch.cuda.max_memory_allocated() - before < 256 * 2**20
+
+
+def layers(value: Any) -> tuple[Tensor, ...]:
+    """The tensors of an input: one, one per layer, or none."""
+    return tuple(x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, Tensor))
+
+
+def each(value: Any, function: Any) -> Any:
+    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
