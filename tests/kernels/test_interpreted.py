@@ -133,3 +133,16 @@ def test_the_latent_loss_of_a_step_takes_few_launches(monkeypatch: pytest.Monkey
     _, backward = count(lambda: torch.autograd.grad(loss, leaves), monkeypatch)
     assert 6 <= len(forward) <= 12, " ".join(forward)
     assert 6 <= len(backward) <= 16, " ".join(backward)
+
+
+def test_registration_of_the_other_ops() -> None:
+    """Those of attention are checked in test_tiled.py."""
+    ops = torch.ops.fastdistill
+    states = [torch.randn(5, 8).requires_grad_() for _ in range(2)]
+    weight, bias = torch.randn(16, 8).requires_grad_(), torch.randn(16).requires_grad_()
+    hidden = (states, [torch.randn(5, 16) for _ in range(2)], [weight], [bias], 80, torch.float32, True)
+    torch.library.opcheck(ops.hidden_mse.default, hidden)
+    z_s, z_t = torch.randn(4, 7).requires_grad_(), torch.randn(4, 7)
+    optional = (torch.tensor([1, -100, 3, 0]), torch.tensor([0, 1, 3]), torch.rand(4))
+    for some in (optional, (None, None, None)):
+        torch.library.opcheck(ops.soft_cross_entropy.default, (z_s, z_t, *some, 7, 2.0, 3.0, 6.0, -100, True))

@@ -60,7 +60,7 @@ def forward_kernel(
     num_rows, classes, stride_s, stride_t, inverse_s, inverse_t, ignore_index,
     KL: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """stats ``(3, R)``: log-sum-exps of z_s / temperature, z_t / its own, z_s; sums ``(3, R)``: soft, hard, weight."""
+    """stats: log-sum-exps of z_s and z_t over their temperatures and, with labels, of z_s; sums: soft, hard, weight."""
     program = tl.program_id(0)
     row = _row(rows, program, HAS_ROWS)
     weight, label = _weight(row_weights, labels, row, ignore_index, HAS_WEIGHTS, HAS_LABELS)
@@ -151,10 +151,11 @@ def forward(
     z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, row_weights: Tensor | None,
     classes: int, temperature_s: float, temperature_t: float, kl: bool, factor: float, ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """losses ``(2,)``, and for `backward` stats ``(3, R)`` and inverse ``()``; logits are ``(N, width)``."""
+    """losses ``(2,)``, and for `backward` stats ``(2 or 3, R)`` and inverse ``()``; logits are ``(N, width)``."""
     z_s, z_t = _rowwise(z_s), _rowwise(z_t)
     num_rows = len(z_s) if rows is None else len(rows)
-    stats, sums = (z_s.new_empty((3, num_rows), dtype=torch.float32) for _ in range(2))
+    sums = z_s.new_empty((3, num_rows), dtype=torch.float32)
+    stats = sums.new_empty((2 if labels is None else 3, num_rows))
     losses, inverse = sums.new_empty(2), sums.new_empty(())
     if num_rows > 0:
         forward_kernel[(num_rows,)](

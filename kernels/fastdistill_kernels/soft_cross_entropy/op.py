@@ -81,7 +81,7 @@ def _forward(
     ignore_index: int,
     kl: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """losses ``(2,)``, and what the backward pass needs of the rows: stats ``(3, R)``, inverse ``()``."""
+    """losses ``(2,)``, and what the backward pass needs of the rows: stats ``(2 or 3, R)``, inverse ``()``."""
     from . import kernel
 
     optional = (labels, rows, row_weights)
@@ -89,21 +89,9 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    z_s: Tensor,
-    z_t: Tensor,
-    labels: Tensor | None,
-    rows: Tensor | None,
-    row_weights: Tensor | None,
-    classes: int,
-    temperature_s: float,
-    temperature_t: float,
-    factor: float,
-    ignore_index: int,
-    kl: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     num_rows = z_s.shape[0] if rows is None else rows.shape[0]
-    stats = z_s.new_empty((3, num_rows), dtype=torch.float32)
+    stats = z_s.new_empty((2 if labels is None else 3, num_rows), dtype=torch.float32)
     return stats.new_empty(2), stats, stats.new_empty(())
 
 
