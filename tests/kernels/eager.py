@@ -49,8 +49,22 @@ def soft_cross_entropy(
     return soft, F.cross_entropy(student_logits, labels)
 
 
-def normalized_mse(h_s: Tensor, h_t: Tensor) -> Tensor:
-    return (F.normalize(h_s, dim=-1) - F.normalize(h_t, dim=-1)).square().sum(-1).mean()
+def hidden_normalized(h_s: Layers, h_t: Layers, weight: Tensor, bias: Tensor) -> Tensor:
+    layers = zip(as_layers(h_s), as_layers(h_t), strict=True)
+    pairs = [(F.normalize(_project(x, weight, bias), dim=-1), F.normalize(y.float(), dim=-1)) for x, y in layers]
+    return torch.stack([(p - t).square().sum(-1).mean() for p, t in pairs]).sum()
+
+
+def hidden_cosine(h_s: Layers, h_t: Layers, weight: Tensor, bias: Tensor) -> Tensor:
+    layers = zip(as_layers(h_s), as_layers(h_t), strict=True)
+    return torch.stack(
+        [(1 - F.cosine_similarity(_project(x, weight, bias), y.float())).mean() for x, y in layers]
+    ).sum()
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """In the dtype of `x`; its rows are compared in float32: in bfloat16 the bar would be too low to see 2 %."""
+    return F.linear(x, weight, bias).float()
 
 
 def _mean_over_maps(

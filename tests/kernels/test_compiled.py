@@ -111,10 +111,10 @@ def both_passes(kernels: Any, dtype: torch.dtype, d_s: int, d_t: int, layers: in
 
 def hidden_states(dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
     h_s, h_t = (torch.zeros(130, 12 * d, dtype=dtype) for d in (d_s, d_t))
-    for weights in (1, layers):
+    for weights, distance in ((1, "squared"), (layers, "squared"), (layers, "normalized"), (1, "cosine")):
         weight, bias = [torch.zeros(12 * d_t, 12 * d_s)] * weights, [torch.zeros(12 * d_t)] * weights
-        loss, difference = hidden.forward([h_s] * layers, [h_t] * layers, weight, bias, 7, dtype, keep=True)
-        hidden.backward(loss, [h_s] * layers, weight, difference, 7)
+        loss, d_p = hidden.forward([h_s] * layers, [h_t] * layers, weight, bias, 7, distance, dtype, keep=True)
+        hidden.backward(loss, [h_s] * layers, weight, d_p, 7)
 
 
 def soft_labels(dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
@@ -150,7 +150,7 @@ CALLS: dict[str, Callable[..., None]] = {
     "hidden": hidden_states,
     "soft": soft_labels,
 }
-LAUNCHES = {"score_mse": 4, "prob_mse": 4, "kl": 4, "gram": 6, "hidden": 2 * 5, "soft": 4 * 3}
+LAUNCHES = {"score_mse": 4, "prob_mse": 4, "kl": 4, "gram": 6, "hidden": 2 * 5 + 2 * 6, "soft": 4 * 3}
 each_op = pytest.mark.parametrize("op", CALLS)
 
 

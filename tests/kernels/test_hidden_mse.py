@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import in_double, loss_and_gradients
+from parity import HALF_AND_SINGLE, in_double, loss_and_gradients
 from torch.nn.utils.rnn import pad_sequence
 
 from fastdistill_kernels import hidden_mse
+from fastdistill_kernels.hidden_mse.op import DISTANCES
 from fastdistill_kernels.hidden_mse.reference import hidden_mse as reference
 from fastdistill_kernels.hidden_mse.spec import SPEC
 from fastdistill_kernels.spec import Shape
@@ -17,6 +18,7 @@ from fastdistill_kernels.spec import Shape
 LENGTHS = (2, 5, 5, 9)
 SHAPE = Shape(LENGTHS, heads=2, head_dim_s=4, head_dim_t=8, layers=3)
 both = pytest.mark.parametrize("function", [hidden_mse, reference], ids=["op", "reference"])
+each_distance = pytest.mark.parametrize("distance", DISTANCES)
 
 
 @both
@@ -30,11 +32,42 @@ def test_by_hand(function: Callable[..., Any]) -> None:
 
 
 @both
-def test_layers_are_added_up(function: Callable[..., Any]) -> None:
+def test_directions_by_hand(function: Callable[..., Any]) -> None:
+    """Equal, orthogonal and opposite directions of any length: squared distances 0, 2 and 4, cosines 1, 0 and -1."""
+    h_s = torch.tensor([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
+    h_t = torch.tensor([[5.0, 0.0], [0.0, 7.0], [-9.0, 0.0]])
+    turn = torch.tensor([[0.0, -2.0], [2.0, 0.0]])  # by a right angle, and twice as long
+    for states, targets, weight in ((h_s, h_t, None), (h_s, h_t @ turn.mT, turn)):
+        squared, cosine = (function(states, targets, weight, distance=d) for d in ("normalized", "cosine"))
+        torch.testing.assert_close(squared, torch.tensor((0.0 + 2.0 + 4.0) / 3))
+        torch.testing.assert_close(cosine, torch.tensor((0.0 + 1.0 + 2.0) / 3))
+
+
+@both
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_a_row_of_zeros_is_no_direction(function: Callable[..., Any], dtype: torch.dtype) -> None:
+    """Of student or teacher; its gradient is that of a row of length 1."""
+    zeros, ones = torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype)
+    for distance, factor in (("normalized", 2.0), ("cosine", 1.0)):
+        for h_s, h_t, gradient in ((zeros, ones, -0.5 * factor), (ones, zeros, 0.0)):
+            h_s.requires_grad_().grad = None
+            loss = function(h_s, h_t, distance=distance)
+            loss.backward()
+            torch.testing.assert_close(loss, torch.tensor(1.0))
+            torch.testing.assert_close(h_s.grad, torch.full_like(ones, gradient))
+            h_s.requires_grad_(False)
+
+
+@both
+@each_distance
+def test_layers_are_added_up(function: Callable[..., Any], distance: str) -> None:
     inputs = SPEC.inputs(SHAPE)
     projection = inputs["weight"], inputs["bias"]
-    layers = [function(h_s, h_t, *projection) for h_s, h_t in zip(inputs["h_s"], inputs["h_t"], strict=True)]
-    torch.testing.assert_close(function(**inputs), torch.stack(layers).sum())
+    layers = [
+        function(h_s, h_t, *projection, distance=distance)
+        for h_s, h_t in zip(inputs["h_s"], inputs["h_t"], strict=True)
+    ]
+    torch.testing.assert_close(function(**inputs, distance=distance), torch.stack(layers).sum())
 
 
 @both
@@ -44,16 +77,22 @@ def test_padded_is_the_mean_over_padded_states(function: Callable[..., Any]) -> 
     for h_s, h_t in zip(inputs["h_s"], inputs["h_t"], strict=True):
         projected = F.linear(h_s, inputs["weight"], inputs["bias"])
         expected += F.mse_loss(*(pad_sequence(h.split(LENGTHS)) for h in (projected, h_t)))
-    actual = function(**inputs, **SHAPE.layout(torch.device("cpu")), normalize="padded")
-    torch.testing.assert_close(actual, expected)
+    padded: dict[str, Any] = {**inputs, **SHAPE.layout(torch.device("cpu")), "normalize": "padded"}
+    torch.testing.assert_close(function(**padded), expected)
+    real, all_rows = SHAPE.tokens, len(LENGTHS) * max(LENGTHS)
+    for distance in ("normalized", "cosine"):
+        torch.testing.assert_close(
+            function(**padded, distance=distance), function(**inputs, distance=distance) * real / all_rows
+        )
 
 
 @both
-def test_a_projection_for_each_layer(function: Callable[..., Any]) -> None:
-    inputs = SPEC.inputs(SHAPE)
+@each_distance
+def test_a_projection_for_each_layer(function: Callable[..., Any], distance: str) -> None:
+    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
     weights, biases = (tuple(inputs[name] * n for n in (1, 2, 3)) for name in ("weight", "bias"))
     layers = zip(inputs["h_s"], inputs["h_t"], weights, biases, strict=True)
-    expected = torch.stack([function(*layer) for layer in layers]).sum()
+    expected = torch.stack([function(*layer, distance=distance) for layer in layers]).sum()
     several = {**inputs, "weight": weights, "bias": biases}
     torch.testing.assert_close(function(**several), expected)
     actual = loss_and_gradients(function, several, SPEC.differentiable)
@@ -61,9 +100,10 @@ def test_a_projection_for_each_layer(function: Callable[..., Any]) -> None:
     torch.testing.assert_close(actual, truth, check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
-def test_without_a_projection_or_a_bias() -> None:
-    inputs = SPEC.inputs(Shape(LENGTHS, heads=2, head_dim_s=8, head_dim_t=8, layers=2))
-    for left in ({"h_s", "h_t"}, {"h_s", "h_t", "weight"}):
+@each_distance
+def test_without_a_projection_or_a_bias(distance: str) -> None:
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=2, head_dim_s=8, head_dim_t=8, layers=2)) | {"distance": distance}
+    for left in ({"h_s", "h_t", "distance"}, {"h_s", "h_t", "weight", "distance"}):
         some = {name: value for name, value in inputs.items() if name in left}
         wanted = tuple(name for name in SPEC.differentiable if name in left)
         actual = loss_and_gradients(hidden_mse, some, wanted)
@@ -81,6 +121,14 @@ def test_autocast_projects_in_its_dtype_and_compares_in_float32(dtype: torch.dty
     assert loss.dtype == projected.dtype == torch.float32
     assert loss == 0.25**2
     assert projected == 0.25**2
+
+
+@each_distance
+def test_the_loss_is_the_same_without_gradients(distance: str) -> None:
+    for layers in (SPEC.inputs(SHAPE), SPEC.inputs(Shape(LENGTHS, heads=1, head_dim_s=8, head_dim_t=8))):
+        expected = hidden_mse(**layers, distance=distance)
+        layers["weight"].requires_grad_()
+        torch.testing.assert_close(hidden_mse(**layers, distance=distance).detach(), expected, rtol=0, atol=0)
 
 
 def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
@@ -103,6 +151,7 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
         ({"weight": (torch.zeros(16, 8),) * 2}, "2 weights for 3 layers"),
         ({"normalize": "padded"}, "pass cu_seqlens and max_seqlen"),
         ({"normalize": "sum"}, "normalize='sum'"),
+        ({"distance": "l1"}, "distance='l1': choose one of squared, normalized, cosine"),
     ],
 )
 def test_errors_name_the_value(change: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ from fastdistill.models.capture import Captured
 from fastdistill.stages import LATENT
 from fastdistill_kernels import attention_score_mse
 from fastdistill_kernels.device import INTERPRETED
+from fastdistill_kernels.hidden_mse.op import DISTANCES
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, SPECS
 
@@ -140,8 +141,10 @@ def test_registration_of_the_other_ops() -> None:
     ops = torch.ops.fastdistill
     states = [torch.randn(5, 8).requires_grad_() for _ in range(2)]
     weight, bias = torch.randn(16, 8).requires_grad_(), torch.randn(16).requires_grad_()
-    hidden = (states, [torch.randn(5, 16) for _ in range(2)], [weight], [bias], 80, torch.float32, True)
-    torch.library.opcheck(ops.hidden_mse.default, hidden)
+    targets = [torch.randn(5, 16) for _ in range(2)]
+    for distance in DISTANCES:
+        hidden = (states, targets, [weight], [bias], 80, distance, torch.float32, True)
+        torch.library.opcheck(ops.hidden_mse.default, hidden)
     z_s, z_t = torch.randn(4, 7).requires_grad_(), torch.randn(4, 7)
     optional = (torch.tensor([1, -100, 3, 0]), torch.tensor([0, 1, 3]), torch.rand(4))
     for some in (optional, (None, None, None)):

@@ -1,7 +1,9 @@
 """`hidden_mse` in Triton: the student's states are projected and compared in registers.
 
-What reaches memory is the difference ``h_s W^T + b - h_t`` in the dtype of the products, from which the backward pass
-takes both gradients. Layers share one weight, or have one each.
+What reaches memory is d_p ``(L, T, D_T)`` in the dtype of the products: half the gradient of the summed distances for
+the projected states ``p = h_s W^T + b``, which is ``p - h_t`` for the squared one. From it the backward pass takes the
+gradients for states, W and b. Layers share one weight, or have one each. Directions are compared a whole row at a time,
+so that p goes to memory first, into the place of d_p.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from ..shared.kernel import finish, for_product, pick, precision, room, store
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def forward_kernel(
-    h_s, h_t, weight, bias, difference, partial, num_tokens, stride_s, stride_t,
-    L: tl.constexpr, SHARED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP: tl.constexpr,
+    h_s, h_t, weight, bias, d_p, partial, num_tokens, stride_s, stride_t,
+    L: tl.constexpr, SHARED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    KEEP: tl.constexpr, PROJECT_ONLY: tl.constexpr,
     D_S: tl.constexpr, D_T: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: sums of squares of M rows and N columns; difference ``(L, T, D_T)`` if KEEP."""
+    """partial ``(programs,)``: sums of squares of M rows and N columns; d_p if KEEP, or p with PROJECT_ONLY."""
     program = tl.program_id(0)
     column_blocks: tl.constexpr = (D_T + N - 1) // N
     row_blocks = tl.cdiv(num_tokens, M)
@@ -30,7 +33,7 @@ def forward_kernel(
     row, there = rows.to(tl.int64)[:, None], (rows < num_tokens)[:, None]
     real = there & (columns < D_T)[None, :]
     states, target = pick(h_s, layer, L), pick(h_t, layer, L)
-    dtype = difference.dtype.element_ty
+    dtype = d_p.dtype.element_ty
 
     if HAS_WEIGHT:
         matrix = weight[0] if SHARED else pick(weight, layer, L)
@@ -50,21 +53,59 @@ def forward_kernel(
     else:
         projected = tl.load(states + row * stride_s + columns[None, :], mask=real, other=0.0).to(tl.float32)
 
-    d = projected - tl.load(target + row * stride_t + columns[None, :], mask=real, other=0.0).to(tl.float32)
-    d = tl.where(real, d, 0.0)
-    tl.store(partial + program, tl.sum(d * d))
+    at = d_p + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :]
+    if PROJECT_ONLY:
+        store(at, projected, mask=real)
+    else:
+        d = projected - tl.load(target + row * stride_t + columns[None, :], mask=real, other=0.0).to(tl.float32)
+        d = tl.where(real, d, 0.0)
+        tl.store(partial + program, tl.sum(d * d))
+        if KEEP:
+            store(at, d, mask=real)
+
+
+@triton.jit
+def _direction(x):
+    """(x, 1 / lengths of its rows): rows ``(M, D)`` brought to length 1, rows of zeros left alone."""
+    length = tl.sqrt(tl.sum(x * x, axis=1))
+    inverse = 1.0 / tl.where(length > 0, length, 1.0)
+    return x * inverse[:, None], inverse
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def directions_kernel(
+    h_s, h_t, d_p, partial, num_tokens, stride_s, stride_t,
+    L: tl.constexpr, HAS_WEIGHT: tl.constexpr, COSINE: tl.constexpr, KEEP: tl.constexpr,
+    D_T: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """partial ``(programs,)``: sums of distances of the directions of M rows; if KEEP d_p, in the place of p."""
+    program = tl.program_id(0)
+    row_blocks = tl.cdiv(num_tokens, M)
+    layer = program // row_blocks
+    rows, columns = program % row_blocks * M + tl.arange(0, M), tl.arange(0, BLOCK_D)
+    row, real = rows.to(tl.int64)[:, None], (rows < num_tokens)[:, None] & (columns < D_T)[None, :]
+    at = d_p + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :]
+    source = at if HAS_WEIGHT else pick(h_s, layer, L) + row * stride_s + columns[None, :]
+    p = tl.load(source, mask=real, other=0.0).to(tl.float32)
+    target = pick(h_t, layer, L) + row * stride_t + columns[None, :]
+    t = tl.load(target, mask=real, other=0.0).to(tl.float32)
+    p, inverse = _direction(p)
+    t, _ = _direction(t)
+    cosine = tl.sum(p * t, axis=1)
+    distance = 1.0 - cosine if COSINE else tl.sum((p - t) * (p - t), axis=1)
+    tl.store(partial + program, tl.sum(tl.where(rows < num_tokens, distance, 0.0), axis=0))
     if KEEP:
-        at = difference + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :]
-        store(at, d, mask=real)
+        d = (cosine[:, None] * p - t) * inverse[:, None]
+        store(at, 0.5 * d if COSINE else d, mask=real)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "coefficient"])
 def states_gradient_kernel(
-    difference, weight, d_loss, out, num_tokens, coefficient,
+    d_p, weight, d_loss, out, num_tokens, coefficient,
     L: tl.constexpr, SHARED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     D_S: tl.constexpr, D_T: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out ``(L, T, D_S)`` = ``d_loss coefficient difference W``."""
+    """out ``(L, T, D_S)`` = ``d_loss coefficient d_p W``."""
     program = tl.program_id(0)
     column_blocks: tl.constexpr = (D_S + N - 1) // N
     row_blocks = tl.cdiv(num_tokens, M)
@@ -72,20 +113,20 @@ def states_gradient_kernel(
     rows = program // column_blocks % row_blocks * M + tl.arange(0, M)
     columns = program % column_blocks * N + tl.arange(0, N)
     row, there = (layer.to(tl.int64) * num_tokens + rows)[:, None], (rows < num_tokens)[:, None]
-    dtype = difference.dtype.element_ty
+    dtype = d_p.dtype.element_ty
     if HAS_WEIGHT:
         matrix = weight[0] if SHARED else pick(weight, layer, L)
         total = tl.zeros([M, N], tl.float32)
         for first in range(0, D_T, K):
             inner = first + tl.arange(0, K)
-            d = tl.load(difference + row * D_T + inner[None, :], mask=there & (inner < D_T)[None, :], other=0.0)
+            d = tl.load(d_p + row * D_T + inner[None, :], mask=there & (inner < D_T)[None, :], other=0.0)
             w = tl.load(
                 matrix + inner[:, None] * D_S + columns[None, :],
                 mask=(inner < D_T)[:, None] & (columns < D_S)[None, :], other=0.0,
             )  # fmt: skip
             total = tl.dot(for_product(d), for_product(w.to(dtype)), total, input_precision=PRECISION)
     else:
-        at = difference + row * D_T + columns[None, :]
+        at = d_p + row * D_T + columns[None, :]
         total = tl.load(at, mask=there & (columns < D_T)[None, :], other=0.0).to(tl.float32)
     total *= tl.load(d_loss) * coefficient
     store(out + row * D_S + columns[None, :], total, mask=there & (columns < D_S)[None, :])
@@ -93,11 +134,11 @@ def states_gradient_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens", "tokens_each"])
 def weight_gradient_kernel(
-    difference, h_s, partial, num_tokens, tokens_each, stride_s,
+    d_p, h_s, partial, num_tokens, tokens_each, stride_s,
     L: tl.constexpr, SHARED: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(splits, weights, D_T (D_S + 1))``: of some tokens ``difference^T h_s``, then the sum of difference."""
+    """partial ``(splits, weights, D_T (D_S + 1))``: of some tokens ``d_p^T h_s``, then the sum of d_p."""
     blocks_s: tl.constexpr = (D_S + N - 1) // N
     tile, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     outs = tile // blocks_s * M + tl.arange(0, M)  # rows of W
@@ -110,13 +151,13 @@ def weight_gradient_kernel(
         for first in range(split * tokens_each, last, K):
             tokens = first + tl.arange(0, K)
             token, there = tokens.to(tl.int64), tokens < last
-            at = difference + (layer * num_tokens.to(tl.int64) + token)[:, None] * D_T + outs[None, :]
+            at = d_p + (layer * num_tokens.to(tl.int64) + token)[:, None] * D_T + outs[None, :]
             d = tl.load(at, mask=there[:, None] & (outs < D_T)[None, :], other=0.0)
             x = tl.load(
                 states + token[:, None] * stride_s + ins[None, :], mask=there[:, None] & (ins < D_S)[None, :], other=0.0
             )
             sums += tl.sum(d.to(tl.float32), axis=0)
-            x = for_product(x.to(difference.dtype.element_ty))
+            x = for_product(x.to(d_p.dtype.element_ty))
             total = tl.dot(tl.trans(for_product(d)), x, total, input_precision=PRECISION)
     to = partial + (split * tl.num_programs(1) + group).to(tl.int64) * (D_T * (D_S + 1))
     tl.store(to + outs[:, None] * D_S + ins[None, :], total, mask=(outs < D_T)[:, None] & (ins < D_S)[None, :])
@@ -142,32 +183,41 @@ SPLITS = 8  # of the tokens, for the gradient of a weight: enough programs to fi
 
 def forward(
     h_s: list[Tensor], h_t: list[Tensor], weight: list[Tensor], bias: list[Tensor],
-    entries: int, dtype: torch.dtype, keep: bool,
+    entries: int, distance: str, dtype: torch.dtype, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The loss ``()``, a sum of squares over `entries`, and the difference ``(L, T, D_T)`` in `dtype` if `keep`."""
+    """The loss ``()``, a sum of distances over `entries`, and d_p ``(L, T, D_T)`` in `dtype` if `keep`."""
     (num_tokens, D_S), D_T, L = h_s[0].shape, h_t[0].shape[1], len(h_s)
     loss, coefficient = room(h_s[0], num_tokens == 0)
-    difference = h_s[0].new_empty((L, num_tokens, D_T) if keep else (0,), dtype=dtype)
+    squared, nothing = distance == "squared", h_s[0].new_empty(0, dtype=dtype)
+    d_p = h_s[0].new_empty((L, num_tokens, D_T), dtype=dtype) if keep or (weight and not squared) else nothing
     if num_tokens == 0:
-        return loss, difference
+        return loss, d_p if keep else nothing
     h_s, h_t = _alike(h_s), _alike(h_t)
+    states = (tuple(h_s), tuple(h_t))
+    layout = (num_tokens, h_s[0].stride(0), h_t[0].stride(0))
+    common = {"L": L, "HAS_WEIGHT": bool(weight), "KEEP": keep, "D_T": D_T}
     programs = triton.cdiv(num_tokens, TILES["M"]) * triton.cdiv(D_T, TILES["N"]) * L
     partial = loss.new_empty(programs)
-    forward_kernel[(programs,)](
-        tuple(h_s), tuple(h_t), tuple(weight) or (h_s[0],), tuple(bias) or (h_s[0],), difference, partial,
-        num_tokens, h_s[0].stride(0), h_t[0].stride(0),
-        L=L, SHARED=len(weight) < 2, HAS_WEIGHT=bool(weight), HAS_BIAS=bool(bias), KEEP=keep, D_S=D_S, D_T=D_T,
-        PRECISION=precision(dtype), **TILES,
-    )  # fmt: skip
+    if squared or weight:
+        forward_kernel[(programs,)](
+            *states, tuple(weight) or (h_s[0],), tuple(bias) or (h_s[0],), d_p, partial, *layout, **common,
+            SHARED=len(weight) < 2, HAS_BIAS=bool(bias), PROJECT_ONLY=not squared, D_S=D_S,
+            PRECISION=precision(dtype), **TILES,
+        )  # fmt: skip
+    if not squared:
+        rows = _rows(D_T)
+        programs = triton.cdiv(num_tokens, rows["M"]) * L
+        partial = loss.new_empty(programs)
+        directions_kernel[(programs,)](*states, d_p, partial, *layout, **common, COSINE=distance == "cosine", **rows)
     finish(partial, None, loss, coefficient, entries, 1)
-    return loss, difference
+    return loss, d_p if keep else nothing
 
 
 def backward(
-    d_loss: Tensor, h_s: list[Tensor], weight: list[Tensor], difference: Tensor, entries: int
+    d_loss: Tensor, h_s: list[Tensor], weight: list[Tensor], d_p: Tensor, entries: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the states ``(L, T, D_S)``, and of G weights and biases, flat, ``(G, D_T (D_S + 1))`` float32."""
-    like, L, D_T = h_s[0], len(h_s), difference.shape[-1]
+    like, L, D_T = h_s[0], len(h_s), d_p.shape[-1]
     num_tokens, D_S = like.shape
     G, coefficient = len(weight), 2.0 / entries
     dh = like.new_empty((L, num_tokens, D_S))
@@ -175,16 +225,16 @@ def backward(
     flat = new((G, D_T * (D_S + 1)), dtype=torch.float32)
     if num_tokens > 0:
         h_s = _alike(h_s)
-        common = {"L": L, "SHARED": G < 2, "D_S": D_S, "D_T": D_T, "PRECISION": precision(difference.dtype), **TILES}
+        common = {"L": L, "SHARED": G < 2, "D_S": D_S, "D_T": D_T, "PRECISION": precision(d_p.dtype), **TILES}
         programs = triton.cdiv(num_tokens, TILES["M"]) * triton.cdiv(D_S, TILES["N"]) * L
         states_gradient_kernel[(programs,)](
-            difference, tuple(weight) or (like,), d_loss, dh, num_tokens, coefficient, HAS_WEIGHT=G > 0, **common
+            d_p, tuple(weight) or (like,), d_loss, dh, num_tokens, coefficient, HAS_WEIGHT=G > 0, **common
         )
         if G > 0:
             partial = flat.new_empty((SPLITS, *flat.shape))
             grid = (triton.cdiv(D_T, TILES["M"]) * triton.cdiv(D_S, TILES["N"]), G, SPLITS)
             weight_gradient_kernel[grid](
-                difference, tuple(h_s), partial, num_tokens, triton.cdiv(num_tokens, SPLITS), h_s[0].stride(0), **common
+                d_p, tuple(h_s), partial, num_tokens, triton.cdiv(num_tokens, SPLITS), h_s[0].stride(0), **common
             )
             reduce_kernel[(triton.cdiv(flat.numel(), 1024),)](
                 partial, d_loss, flat, SPLITS, flat.numel(), coefficient, BLOCK=1024
@@ -197,3 +247,9 @@ def _alike(layers: list[Tensor]) -> list[Tensor]:
     if layers[0].stride(-1) == 1 and all(x.stride() == layers[0].stride() for x in layers):
         return layers
     return [x.contiguous() for x in layers]
+
+
+def _rows(D_T: int) -> dict[str, int]:
+    """Block sizes for whole rows: some 4096 elements a program."""
+    block = max(16, triton.next_power_of_2(D_T))
+    return {"BLOCK_D": block, "M": max(1, 4096 // block), "num_warps": 4 if block <= 4096 else 16}

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..attention.packed import Layers, as_layers, check_cu_seqlens, check_normalize
 from ..device import runs_in_triton
 
+DISTANCES = ("squared", "normalized", "cosine")
+
 
 def hidden_mse(
     h_s: Layers,
@@ -19,14 +21,15 @@ def hidden_mse(
     weight: Layers | None = None,
     bias: Layers | None = None,
     *,
+    distance: str = "squared",
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     normalize: str = "tokens",
 ) -> Tensor:
-    """Mean squared difference of projected student states and teacher states.
+    """Mean distance of projected student states and teacher states.
 
-    ``mean of (h_s W^T + b - h_t)^2``. The projection runs in the dtype of `h_s`, or in autocast's; its result is
-    compared and summed in float32.
+    ``mean of (h_s W^T + b - h_t)^2``, or a distance of directions. The projection runs in the dtype of `h_s`, or in
+    autocast's; its result is compared and summed in float32.
 
     Args:
         h_s: student states, ``(T, D_s)``; or a sequence of such tensors, one per layer, all alike: the result is the
@@ -34,43 +37,59 @@ def hidden_mse(
         h_t: teacher states, ``(T, D_t)``, as many; a constant, it never receives gradients.
         weight, bias: the projection as in `torch.nn.Linear`, ``(D_t, D_s)`` and ``(D_t,)``: one for all layers, or a
             sequence with one for each; None for equal sizes.
+        distance: "squared"; or, of rows p of projected and t of teacher states, "normalized" for
+            ``mean of |p / |p| - t / |t||^2`` and "cosine" for ``mean of 1 - cos(p, t)``, means over rows, for which a
+            row of zeros stays zero.
         cu_seqlens, max_seqlen: the packed layout, ``(B + 1,)`` int32 and the longest length; for "padded" only.
-        normalize: "tokens" divides by ``T * D_t``; "padded" by ``B * max_seqlen * D_t``, the mean that TinyBERT's code
-            would take over padded states if their pad rows were equal.
+        normalize: "tokens" divides by ``T * D_t`` (by T where directions are compared); "padded" puts
+            ``B * max_seqlen`` for T, the mean that TinyBERT's code would take over padded states if their pad rows were
+            equal.
 
     Returns:
         ``()`` float32 (float64 for float64 states), 0 for an empty batch.
 
     Raises:
-        ValueError: states or a projection whose shapes do not fit, or "padded" without the layout.
+        ValueError: states or a projection whose shapes do not fit, an unknown distance, or "padded" without the layout.
 
-    Source: TinyBERT (arXiv 1909.10351), equations 8 and 9.
+    Source: TinyBERT (arXiv 1909.10351), equations 8 and 9; Patient-KD (arXiv 1908.09355), section 3.2; DistilBERT
+        (arXiv 1910.01108), section 2.
     """
     states, targets = as_layers(h_s), as_layers(h_t)
     weights, biases = ([] if x is None else as_layers(x) for x in (weight, bias))
     _check(states, targets, weights, biases)
     check_normalize(normalize)
+    if distance not in DISTANCES:
+        raise ValueError(f"distance={distance!r}: choose one of {', '.join(DISTANCES)}")
     num_rows, device = states[0].shape[0], states[0].device.type
     if normalize == "padded":
         if cu_seqlens is None or max_seqlen is None:
             raise ValueError("normalize='padded' counts padded rows: pass cu_seqlens and max_seqlen")
         check_cu_seqlens(cu_seqlens)
         num_rows = (cu_seqlens.numel() - 1) * max_seqlen
-    num_entries = max(1, num_rows * targets[0].shape[-1])
+    num_entries = max(1, num_rows * (targets[0].shape[-1] if distance == "squared" else 1))
     if runs_in_triton(states[0]):
         lowered = bool(weights) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if lowered else states[0].dtype
         with_grads = torch.is_grad_enabled() and any(x.requires_grad for x in (*states, *weights, *biases))
         loss: Tensor
-        loss, _ = _forward(states, targets, weights, biases, num_entries, dtype, with_grads)
+        loss, _ = _forward(states, targets, weights, biases, num_entries, distance, dtype, with_grads)
         return loss
     losses = []
     for layer, (x, y) in enumerate(zip(states, targets, strict=True)):
         if weights:
             x = F.linear(x, *(p[layer if len(p) > 1 else 0].to(x.dtype) for p in (weights, biases) if p))
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        losses.append((x.to(dtype) - y.detach().to(dtype)).square().sum())
+        losses.append(_sum_of_distances(x, y.detach(), distance))
     return torch.stack(losses).sum() / num_entries
+
+
+def _sum_of_distances(p: Tensor, t: Tensor, distance: str) -> Tensor:
+    dtype = torch.promote_types(p.dtype, torch.float32)
+    p, t = p.to(dtype), t.to(dtype)
+    if distance == "squared":
+        return (p - t).square().sum()
+    length_p, length_t = (x.norm(dim=-1, keepdim=True) for x in (p, t))
+    p, t = (x / torch.where(n > 0, n, 1.0) for x, n in ((p, length_p), (t, length_t)))
+    return (p - t).square().sum() if distance == "normalized" else (1 - (p * t).sum(-1)).sum()
 
 
 @torch.library.custom_op("fastdistill::hidden_mse", mutates_args=())
@@ -80,13 +99,14 @@ def _forward(
     weight: Sequence[Tensor],
     bias: Sequence[Tensor],
     num_entries: int,
+    distance: str,
     dtype: torch.dtype,
     with_grads: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and, for the backward pass, the difference ``(L, T, D_t)`` in `dtype`."""
+    """The loss and, for the backward pass, d_p ``(L, T, D_t)`` in `dtype`; see the kernel."""
     from . import kernel
 
-    return kernel.forward(list(h_s), list(h_t), list(weight), list(bias), num_entries, dtype, with_grads)
+    return kernel.forward(list(h_s), list(h_t), list(weight), list(bias), num_entries, distance, dtype, with_grads)
 
 
 @_forward.register_fake
@@ -96,51 +116,52 @@ def _(
     weight: Sequence[Tensor],
     bias: Sequence[Tensor],
     num_entries: int,
+    distance: str,
     dtype: torch.dtype,
     with_grads: bool,
 ) -> tuple[Tensor, Tensor]:
-    difference = h_t[0].new_empty((len(h_t), *h_t[0].shape) if with_grads else (0,), dtype=dtype)
-    return h_s[0].new_empty((), dtype=torch.float32), difference
+    d_p = h_t[0].new_empty((len(h_t), *h_t[0].shape) if with_grads else (0,), dtype=dtype)
+    return h_s[0].new_empty((), dtype=torch.float32), d_p
 
 
 @torch.library.custom_op("fastdistill::hidden_mse_backward", mutates_args=())
 def _backward(
-    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], difference: Tensor, num_entries: int
+    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of all states ``(L, T, D_s)``, and of weights and biases, flat, ``(G, D_t (D_s + 1))`` float32."""
     from . import kernel
 
-    return kernel.backward(d_loss, list(h_s), list(weight), difference, num_entries)
+    return kernel.backward(d_loss, list(h_s), list(weight), d_p, num_entries)
 
 
 @_backward.register_fake
 def _(
-    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], difference: Tensor, num_entries: int
+    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int
 ) -> tuple[Tensor, Tensor]:
-    G, D_T, D_S = len(weight), difference.shape[-1], h_s[0].shape[-1]
+    G, D_T, D_S = len(weight), d_p.shape[-1], h_s[0].shape[-1]
     dh = h_s[0].new_empty((len(h_s), *h_s[0].shape))
     return dh, d_loss.new_empty((G, D_T * (D_S + 1)))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    h_s, _, weight, bias, ctx.num_entries, _, _ = inputs
-    _, difference = output
-    ctx.mark_non_differentiable(difference)
+    h_s, _, weight, bias, ctx.num_entries, *_ = inputs
+    _, d_p = output
+    ctx.mark_non_differentiable(d_p)
     ctx.set_materialize_grads(False)
     ctx.sizes = len(h_s), len(weight), len(bias)
     ctx.dtypes = [x[0].dtype if x else None for x in (weight, bias)]
-    ctx.save_for_backward(*h_s, *weight, difference)
+    ctx.save_for_backward(*h_s, *weight, d_p)
 
 
 def _differentiate(ctx: Any, d_loss: Tensor, _: None) -> tuple[Any, ...]:
     num_layers, num_weights, num_biases = ctx.sizes
-    *tensors, difference = ctx.saved_tensors
-    dh, flat = _backward(d_loss, tensors[:num_layers], tensors[num_layers:], difference, ctx.num_entries)
-    D_T, D_S = difference.shape[-1], dh.shape[-1]
+    *tensors, d_p = ctx.saved_tensors
+    dh, flat = _backward(d_loss, tensors[:num_layers], tensors[num_layers:], d_p, ctx.num_entries)
+    D_T, D_S = d_p.shape[-1], dh.shape[-1]
     dw, db = flat[:, : D_T * D_S].unflatten(1, (D_T, D_S)), flat[:, D_T * D_S :]
     weights = list(dw.to(ctx.dtypes[0]).unbind()) if num_weights else []
     biases = list(db.to(ctx.dtypes[1]).unbind()) if num_biases else []
-    return list(dh.unbind()), [None] * num_layers, weights, biases, None, None, None
+    return list(dh.unbind()), [None] * num_layers, weights, biases, *[None] * 4
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

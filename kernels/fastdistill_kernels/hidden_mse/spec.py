@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,4 +36,10 @@ def _flops(shape: Shape) -> int:
 
 SPEC = Spec(
     "hidden_mse", hidden_mse, reference, _inputs, ("h_s", "weight", "bias"), _bytes_moved, _flops, tolerance=ROUNDING
+)
+NORMALIZED, COSINE = (
+    replace(
+        SPEC, name=f"hidden_{name}", op=partial(hidden_mse, distance=name), reference=partial(reference, distance=name)
+    )
+    for name in ("normalized", "cosine")
 )
