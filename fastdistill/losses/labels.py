@@ -17,11 +17,13 @@ class Labels:
     Classification: ``soft = tau^2 mean(-softmax(z_t / tau) . log_softmax(z_s / tau))`` (Hinton et al., arXiv
     1503.02531) and ``hard = mean(-log_softmax(z_s)[y])``. Regression (one output): ``mean (z_s - z_t)^2`` and
     ``mean (z_s - y)^2``.
+
+    `soft` and `hard` are the weights that the two have in the objective; a term of weight 0 is left out.
     """
 
-    def __init__(self, *, soft: bool, hard: bool, temperature: float, regression: bool) -> None:
+    def __init__(self, *, soft: float, hard: float, temperature: float, regression: bool) -> None:
         self.soft, self.hard, self.temperature, self.regression = soft, hard, temperature, regression
-        self.student_taps, self.teacher_taps = Taps(logits=True), Taps(logits=soft)
+        self.student_taps, self.teacher_taps = Taps(logits=True), Taps(logits=bool(soft))
 
     def __call__(self, student: Captured, teacher: Captured | None, batch: Batch) -> dict[str, Tensor]:
         z_s = _logits(student).float()
@@ -34,7 +36,12 @@ class Labels:
             assert labels is not None
             return {"hard": F.cross_entropy(z_s, labels)}
         soft, hard = soft_cross_entropy(
-            z_s, z_t, labels, temperature=self.temperature, scale_by_temperature_squared=True
+            z_s,
+            z_t,
+            labels,
+            temperature=self.temperature,
+            scale_by_temperature_squared=True,
+            expected_gradients=(self.soft, self.hard),
         )
         return {"soft": soft, "hard": hard} if self.hard else {"soft": soft}
 

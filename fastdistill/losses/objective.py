@@ -62,8 +62,8 @@ class Objective(nn.Module):
         elif taught:
             raise ValueError(f"the losses {', '.join(taught)} need a teacher, and there is none")
         if losses.soft or losses.hard:
-            soft, hard = bool(losses.soft), bool(losses.hard)
-            self.terms.append(Labels(soft=soft, hard=hard, temperature=losses.temperature, regression=regression))
+            weights = {"soft": losses.soft, "hard": losses.hard}
+            self.terms.append(Labels(**weights, temperature=losses.temperature, regression=regression))
         self.student_taps, self.teacher_taps = Taps(), Taps()
         for term in self.terms:
             self.student_taps |= term.student_taps

@@ -25,14 +25,12 @@ class Relation:
 
     def __call__(self, student: Captured, teacher: Captured, batch: Batch) -> dict[str, Tensor]:
         m, n = self.layers
-        sides = [
-            (s[m], t[n])
-            for s, t in zip((student.q, student.k, student.v), (teacher.q, teacher.k, teacher.v), strict=True)
-        ]
-        losses = [
-            attention_kl(
-                s, s, t, t, batch.cu_seqlens, batch.max_seqlen, num_relation_heads=self.heads, normalize=self.normalize
-            )
-            for s, t in sides
-        ]
-        return {"relation": sum(losses[1:], losses[0])}
+        mine, theirs = (
+            [x[m] for x in (student.q, student.k, student.v)],
+            [x[n] for x in (teacher.q, teacher.k, teacher.v)],
+        )
+        loss = attention_kl(
+            mine, mine, theirs, theirs, batch.cu_seqlens, batch.max_seqlen,
+            num_relation_heads=self.heads, normalize=self.normalize,
+        )  # fmt: skip
+        return {"relation": loss}

@@ -69,6 +69,14 @@ def test_captured_passes_replay_with_other_inputs(spec: Spec) -> None:
     torch.testing.assert_close(loss, expected["loss"])
 
 
+@each_spec
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
+def test_tensors_of_another_gpu_than_the_current(spec: Spec) -> None:
+    inputs = spec.inputs(SHAPES["ragged"], torch.float32, "cuda:1")
+    assert torch.cuda.current_device() == 0
+    assert_parity(spec, inputs, torch.float32)
+
+
 @pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
 def test_memory_grows_with_tokens_not_with_maps(spec: Spec) -> None:
     """One sequence of 32,768 tokens, whose map would take 4 GiB in fp32."""

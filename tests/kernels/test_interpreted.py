@@ -148,4 +148,13 @@ def test_registration_of_the_other_ops() -> None:
     z_s, z_t = torch.randn(4, 7).requires_grad_(), torch.randn(4, 7)
     optional = (torch.tensor([1, -100, 3, 0]), torch.tensor([0, 1, 3]), torch.rand(4))
     for some in (optional, (None, None, None)):
-        torch.library.opcheck(ops.soft_cross_entropy.default, (z_s, z_t, *some, 7, 2.0, 3.0, 6.0, -100, True))
+        inputs = (*some, 7, -100, [2.0, 3.0, 6.0, 1.0, 0.5])
+        torch.library.opcheck(ops.soft_cross_entropy.default, (z_s, z_t, *inputs, True, False))
+        # the gradient that leaves here would be written to in the backward pass; the public function keeps it to itself
+        tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(ops.soft_cross_entropy.default, (z_s, z_t, *inputs, True, True), test_utils=tests)
+        logits = z_s.detach(), z_t
+        _, _, gradient, *saved = ops.soft_cross_entropy(*logits, *inputs, True, True)
+        incoming = (torch.ones(()), None, *logits, *some, *saved, *inputs[3:])
+        torch.library.opcheck(ops.soft_cross_entropy_backward.default, incoming)
+        torch.library.opcheck(ops.soft_cross_entropy_correct.default, (gradient, *incoming))

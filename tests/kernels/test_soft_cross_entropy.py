@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import loss_and_gradients
+from parity import HALF_AND_SINGLE, loss_and_gradients
 
 from fastdistill_kernels import soft_cross_entropy
+from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.soft_cross_entropy.reference import soft_cross_entropy as reference
 
 both = pytest.mark.parametrize("function", [soft_cross_entropy, reference], ids=["op", "reference"])
@@ -99,6 +100,60 @@ def test_temperatures_rows_weights_and_padding(function: Callable[..., Any], for
     onehot = F.one_hot(labels[counted], 7)
     expected[counted, :7] = (((s / 2).softmax(-1) - p) + 3 * (s.softmax(-1) - onehot)) * (w / w.sum())[:, None]
     torch.testing.assert_close(student.grad, expected)
+
+
+EXPECTED = ((0.3, 7.0), (1.0, 1.0), (0.0, 0.0))  # the first are those that will arrive
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_what_was_expected_changes_nothing(dtype: torch.dtype) -> None:
+    """To the bit: gradients are rounded once, whether they were made for what arrived or made again."""
+    z_s, z_t = torch.randn(2, 6, 9).to(dtype)
+    for labels in (torch.tensor([1, 2, -100, 3, 4, 5]), None):
+        found = []
+        for expected in EXPECTED:
+            student = z_s.clone().requires_grad_()
+            soft, hard = soft_cross_entropy(student, z_t, labels, temperature=3.0, expected_gradients=expected)
+            (0.3 * soft + 7.0 * hard).backward()
+            found.append(student.grad)
+        assert all(torch.equal(found[0], x) for x in found[1:])
+
+
+@pytest.mark.parametrize("expected", EXPECTED)
+def test_a_graph_can_be_walked_again_with_other_weights(expected: tuple[float, float]) -> None:
+    z_s, z_t, labels = torch.randn(6, 9, requires_grad=True), torch.randn(6, 9), torch.arange(6)
+    soft, hard = soft_cross_entropy(z_s, z_t, labels, expected_gradients=expected)
+    both = 0.3 * soft + 7.0 * hard
+    gradients = [torch.autograd.grad(x, z_s, retain_graph=True)[0] for x in (both, both, soft, hard)]
+    first = gradients[0].clone()
+    torch.testing.assert_close(gradients[1], first, rtol=0, atol=0)
+    torch.testing.assert_close(0.3 * gradients[2] + 7.0 * gradients[3], first)
+    gradients[1].zero_()  # none is another's memory
+    assert torch.equal(gradients[0], first)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted")
+@pytest.mark.parametrize(("expected", "again"), [(x, x != EXPECTED[0]) for x in EXPECTED])
+def test_the_gradient_is_made_with_the_loss_if_what_arrives_was_expected(
+    expected: tuple[float, float], again: bool
+) -> None:
+    """Seen by changing the logits in between, behind autograd's back."""
+    z_s, z_t, labels = torch.randn(6, 9, requires_grad=True), torch.randn(6, 9), torch.arange(6)
+    gradients = []
+    for move in (0.0, 1.0):
+        soft, hard = soft_cross_entropy(z_s, z_t, labels, expected_gradients=expected)
+        z_s.data[:, 0] += move
+        gradients.append(*torch.autograd.grad(0.3 * soft + 7.0 * hard, z_s))
+    assert torch.equal(*gradients) is not again
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="PyTorch's own derivative on a CPU")
+def test_second_derivative_is_refused() -> None:
+    z_s, z_t = torch.randn(6, 9, requires_grad=True), torch.randn(6, 9)
+    soft, _ = soft_cross_entropy(z_s, z_t)
+    (gradient,) = torch.autograd.grad(soft.square(), z_s, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def define_attention_op(name: str, kind: int, algorithms: Mapping[str, MapsLoss]
     ) -> tuple[Tensor, Tensor, Tensor]:
         if runs_in_triton(a_s[0]):
             kernels, layers = _kernels(kind, algorithm), [list(x) for x in (a_s, b_s, a_t, b_t)]
-            return kernels.forward(*layers, cu_seqlens, max_seqlen, scale_s, scale_t, normalize)
+            with torch.cuda.device_of(a_s[0]):
+                return kernels.forward(*layers, cu_seqlens, max_seqlen, scale_s, scale_t, normalize)
         lengths = sequence_lengths(cu_seqlens, a_s[0].shape[0], max_seqlen)
         entries = a_s[0].shape[1] * count(lengths, max_seqlen, normalize)
         results = [
@@ -96,7 +97,8 @@ def define_attention_op(name: str, kind: int, algorithms: Mapping[str, MapsLoss]
         if runs_in_triton(a_s[0]):
             layers = [list(x) for x in (a_s, b_s, a_t, b_t)]
             kernels = _kernels(kind, algorithm)
-            return kernels.backward(d_loss, *layers, cu_seqlens, max_seqlen, scale_s, scale_t, saved_0, saved_1)
+            with torch.cuda.device_of(a_s[0]):
+                return kernels.backward(d_loss, *layers, cu_seqlens, max_seqlen, scale_s, scale_t, saved_0, saved_1)
         return (d_loss * saved_0).to(a_s[0].dtype), (d_loss * saved_1).to(a_s[0].dtype)
 
     @backward.register_fake

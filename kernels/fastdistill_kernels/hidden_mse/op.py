@@ -106,7 +106,8 @@ def _forward(
     """The loss and, for the backward pass, d_p ``(L, T, D_t)`` in `dtype`; see the kernel."""
     from . import kernel
 
-    return kernel.forward(list(h_s), list(h_t), list(weight), list(bias), num_entries, distance, dtype, with_grads)
+    with torch.cuda.device_of(h_s[0]):
+        return kernel.forward(list(h_s), list(h_t), list(weight), list(bias), num_entries, distance, dtype, with_grads)
 
 
 @_forward.register_fake
@@ -131,7 +132,8 @@ def _backward(
     """Gradients of all states ``(L, T, D_s)``, and of weights and biases, flat, ``(G, D_t (D_s + 1))`` float32."""
     from . import kernel
 
-    return kernel.backward(d_loss, list(h_s), list(weight), d_p, num_entries)
+    with torch.cuda.device_of(h_s[0]):
+        return kernel.backward(d_loss, list(h_s), list(weight), d_p, num_entries)
 
 
 @_backward.register_fake

@@ -1,10 +1,14 @@
-"""`soft_cross_entropy` in Triton: one program per row, the logits are read once forward and once backward.
+"""`soft_cross_entropy` in Triton: one program per row, loss and gradient in one kernel.
 
-The forward pass keeps three numbers of a row, the log-sum-exps of its softmaxes; the backward pass makes the gradient
-from them and the logits with the incoming gradients folded in, so that it is rounded once.
+A program walks over its row twice, and finds it in the cache the second time: once for the log-sum-exps of its
+softmaxes and the losses, once for the gradient. Incoming gradients are folded in before it is rounded, though they are
+not known yet: the caller says which are to be expected, and if others arrive, the backward pass makes the gradient anew
+from the saved log-sum-exps. The device decides that; the host never waits.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -54,13 +58,60 @@ def _meet(top, total, weighted):
     return biggest + tl.log(everything), tl.sum(weighted * shrink, axis=0) / everything
 
 
-@triton.jit(do_not_specialize=["num_rows", "classes", "ignore_index"])
-def forward_kernel(
-    z_s, z_t, labels, rows, row_weights, stats, sums,
-    num_rows, classes, stride_s, stride_t, inverse_s, inverse_t, ignore_index,
-    KL: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _write_gradient(
+    student, teacher, out, lse_s, lse_t, lse_1, label, soft, hard, classes, width, inverse_s, inverse_t,
+    HAS_LABELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """stats: log-sum-exps of z_s and z_t over their temperatures and, with labels, of z_s; sums: soft, hard, weight."""
+    """A row of the gradient, ``soft (p_s - p_t) + hard (p_1 - onehot)``, `soft` and `hard` being what is folded in."""
+    counts = (soft != 0.0) | (hard != 0.0)  # what is ignored may hold anything, NaN too
+    for first in range(0, width, BLOCK):
+        places = first + tl.arange(0, BLOCK)
+        there = places < classes
+        raw = tl.load(student + places, mask=there, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        t = tl.load(teacher + places, mask=there, other=0.0, eviction_policy="evict_first").to(tl.float32) * inverse_t
+        p_s = tl.exp(tl.where(there, raw * inverse_s - lse_s, NOWHERE))
+        g = soft * (p_s - tl.exp(tl.where(there, t - lse_t, NOWHERE)))
+        if HAS_LABELS:
+            p_1 = tl.exp(tl.where(there, raw - lse_1, NOWHERE))
+            g += hard * (p_1 - tl.where(places == label, 1.0, 0.0))
+        store(out + places, tl.where(counts, g, 0.0), mask=places < width)
+
+
+@triton.jit(do_not_specialize=["num_rows", "ignore_index"])
+def weight_kernel(
+    labels, rows, row_weights, inverse, num_rows, ignore_index,
+    HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """inverse ``()``: 1 / sum of weights, 0 if no row counts."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, num_rows, BLOCK):
+        places = first + tl.arange(0, BLOCK)
+        there = places < num_rows
+        row = tl.load(rows + places, mask=there, other=0).to(tl.int64) if HAS_ROWS else places.to(tl.int64)
+        weight = tl.where(there, 1.0, 0.0)
+        if HAS_WEIGHTS:
+            weight = tl.load(row_weights + row, mask=there, other=0.0).to(tl.float32)
+        if HAS_LABELS:
+            label = tl.load(labels + row, mask=there, other=0)
+            weight = tl.where(label == ignore_index, 0.0, weight)
+        total += weight
+    everything = tl.sum(total, axis=0)
+    tl.store(inverse, tl.where(everything > 0, 1.0 / tl.where(everything > 0, everything, 1.0), 0.0))
+
+
+@triton.jit(do_not_specialize=["num_rows", "classes", "width", "ignore_index"])
+def loss_kernel(
+    z_s, z_t, labels, rows, row_weights, inverse, stats, sums, out,
+    num_rows, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, expected_soft, expected_hard,
+    ignore_index,
+    KL: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """stats: log-sum-exps of z_s and z_t over their temperatures and, with labels, of z_s; sums: soft, hard.
+
+    With WITH_GRADIENT also out ``(N, width)``: the gradient for the student's logits if the expected ones arrive.
+    """
     program = tl.program_id(0)
     row = _row(rows, program, HAS_ROWS)
     weight, label = _weight(row_weights, labels, row, ignore_index, HAS_WEIGHTS, HAS_LABELS)
@@ -72,8 +123,9 @@ def forward_kernel(
     cross = tl.zeros([BLOCK], tl.float32)
     for first in range(0, classes, BLOCK):
         there = first + places < classes
-        raw = tl.load(student + first + places, mask=there, other=0.0).to(tl.float32)
-        s, t = raw * inverse_s, tl.load(teacher + first + places, mask=there, other=0.0).to(tl.float32) * inverse_t
+        raw = tl.load(student + first + places, mask=there, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        t = tl.load(teacher + first + places, mask=there, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        s, t = raw * inverse_s, t * inverse_t
         top_s, shrink, weights = _rescale(top_s, s, there)
         sum_s = sum_s * shrink + weights
         top_t, shrink, weights = _rescale(top_t, t, there)
@@ -88,104 +140,140 @@ def forward_kernel(
     tl.store(stats + program, lse_s)
     tl.store(stats + num_rows + program, lse_t)
     soft = mean + lse_s - (lse_t if KL else 0.0)
-    hard = 0.0
+    hard, lse_1 = 0.0, 0.0
     if HAS_LABELS:
         lse_1, _ = _meet(top_1, sum_1, sum_1)
         tl.store(stats + 2 * num_rows + program, lse_1)
         of_label = tl.load(student + label, mask=(label >= 0) & (label < classes), other=0.0).to(tl.float32)
         hard = tl.where(label >= 0, lse_1 - of_label, 0.0)
-    counts = weight != 0.0  # what is ignored may hold anything, NaN too
-    tl.store(sums + program, tl.where(counts, soft * weight, 0.0))
-    tl.store(sums + num_rows + program, tl.where(counts, hard * weight, 0.0))
-    tl.store(sums + 2 * num_rows + program, weight)
+    tl.store(sums + program, tl.where(weight != 0.0, soft * weight, 0.0))
+    tl.store(sums + num_rows + program, tl.where(weight != 0.0, hard * weight, 0.0))
+    if WITH_GRADIENT:
+        weight *= tl.load(inverse)
+        _write_gradient(
+            student, teacher, out + row * width, lse_s, lse_t, lse_1, label,
+            weight * inverse_s * factor * expected_soft, weight * expected_hard, classes, width, inverse_s, inverse_t,
+            HAS_LABELS, BLOCK,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def finish_kernel(sums, losses, inverse, num_rows, factor, BLOCK: tl.constexpr):
-    """losses ``(2,)``: means over rows of soft (times `factor`) and hard; inverse ``()``: 1 / sum of weights."""
+def finish_kernel(sums, inverse, soft, hard, num_rows, factor, BLOCK: tl.constexpr):
+    """soft (times `factor`) and hard ``()``: means over rows."""
     places = tl.arange(0, BLOCK)
-    soft = tl.zeros([BLOCK], tl.float32)
-    hard = tl.zeros([BLOCK], tl.float32)
-    weight = tl.zeros([BLOCK], tl.float32)
+    sum_soft, sum_hard = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for first in range(0, num_rows, BLOCK):
         there = first + places < num_rows
-        soft += tl.load(sums + first + places, mask=there, other=0.0)
-        hard += tl.load(sums + num_rows + first + places, mask=there, other=0.0)
-        weight += tl.load(sums + 2 * num_rows + first + places, mask=there, other=0.0)
-    total = tl.sum(weight, axis=0)
-    one_over = tl.where(total > 0, 1.0 / tl.where(total > 0, total, 1.0), 0.0)
-    tl.store(losses, tl.sum(soft, axis=0) * one_over * factor)
-    tl.store(losses + 1, tl.sum(hard, axis=0) * one_over)
-    tl.store(inverse, one_over)
+        sum_soft += tl.load(sums + first + places, mask=there, other=0.0)
+        sum_hard += tl.load(sums + num_rows + first + places, mask=there, other=0.0)
+    one_over = tl.load(inverse)
+    tl.store(soft, tl.sum(sum_soft, axis=0) * one_over * factor)
+    tl.store(hard, tl.sum(sum_hard, axis=0) * one_over)
 
 
 @triton.jit(do_not_specialize=["num_rows", "classes", "width", "ignore_index"])
 def gradient_kernel(
-    z_s, z_t, labels, rows, row_weights, stats, inverse, d_soft, d_hard, out,
-    num_rows, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, ignore_index,
+    z_s, z_t, labels, rows, row_weights, inverse, stats, d_soft, d_hard, out,
+    num_rows, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, expected_soft, expected_hard,
+    ignore_index,
+    HAS_D_SOFT: tl.constexpr, HAS_D_HARD: tl.constexpr, IN_PLACE: tl.constexpr,
     HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out ``(rows, width)``: the gradient for the student's logits; 0 in columns past `classes` and in ignored rows."""
+    """out ``(N, width)``: the gradient for the student's logits; 0 in columns past `classes` and in ignored rows.
+
+    With IN_PLACE `out` holds it already if d_soft and d_hard are the expected ones: then there is nothing to walk over.
+    """
     program = tl.program_id(0)
     row = _row(rows, program, HAS_ROWS)
     weight, label = _weight(row_weights, labels, row, ignore_index, HAS_WEIGHTS, HAS_LABELS)
     weight *= tl.load(inverse)
-    soft = tl.load(d_soft) * factor * inverse_s * weight
-    hard = tl.load(d_hard) * weight
+    soft = tl.load(d_soft) if HAS_D_SOFT else 0.0
+    hard = tl.load(d_hard) if HAS_D_HARD else 0.0
+    columns = width
+    if IN_PLACE:
+        as_expected = (soft == expected_soft) & ((hard == expected_hard) | (not HAS_LABELS))
+        columns = tl.where(as_expected, 0, width)
     lse_s, lse_t = tl.load(stats + program), tl.load(stats + num_rows + program)
-    student, teacher = z_s + row * stride_s, z_t + row * stride_t
-    for first in range(0, width, BLOCK):
-        places = first + tl.arange(0, BLOCK)
-        there = places < classes
-        raw = tl.load(student + places, mask=there, other=0.0).to(tl.float32)
-        t = tl.load(teacher + places, mask=there, other=0.0).to(tl.float32) * inverse_t
-        p_s = tl.exp(tl.where(there, raw * inverse_s - lse_s, NOWHERE))
-        g = soft * (p_s - tl.exp(tl.where(there, t - lse_t, NOWHERE)))
-        if HAS_LABELS:
-            p = tl.exp(tl.where(there, raw - tl.load(stats + 2 * num_rows + program), NOWHERE))
-            g += hard * (p - tl.where(places == label, 1.0, 0.0))
-        store(out + row * width + places, tl.where(weight != 0.0, g, 0.0), mask=places < width)
+    lse_1 = tl.load(stats + 2 * num_rows + program) if HAS_LABELS else 0.0
+    _write_gradient(
+        z_s + row * stride_s, z_t + row * stride_t, out + row * width, lse_s, lse_t, lse_1, label,
+        weight * inverse_s * factor * soft, weight * hard, classes, columns, inverse_s, inverse_t, HAS_LABELS, BLOCK,
+    )  # fmt: skip
 
 
-def forward(
-    z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, row_weights: Tensor | None,
-    classes: int, temperature_s: float, temperature_t: float, kl: bool, factor: float, ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """losses ``(2,)``, and for `backward` stats ``(2 or 3, R)`` and inverse ``()``; logits are ``(N, width)``."""
-    z_s, z_t = _rowwise(z_s), _rowwise(z_t)
-    num_rows = len(z_s) if rows is None else len(rows)
-    sums = z_s.new_empty((3, num_rows), dtype=torch.float32)
-    stats = sums.new_empty((2 if labels is None else 3, num_rows))
-    losses, inverse = sums.new_empty(2), sums.new_empty(())
-    if num_rows > 0:
-        forward_kernel[(num_rows,)](
-            z_s, z_t, *(stats if x is None else x for x in (labels, rows, row_weights)), stats, sums,
-            num_rows, classes, z_s.stride(0), z_t.stride(0), 1.0 / temperature_s, 1.0 / temperature_t, ignore_index,
-            KL=kl, HAS_LABELS=labels is not None, HAS_ROWS=rows is not None, HAS_WEIGHTS=row_weights is not None,
-            **_blocks(classes),
+@dataclass(frozen=True)
+class SoftLabels:
+    """The launchers for logits ``(N, width)``, of which R rows and the first `classes` columns count."""
+
+    classes: int
+    ignore_index: int
+    temperature_s: float
+    temperature_t: float
+    factor: float
+    expected_soft: float
+    expected_hard: float
+
+    def forward(
+        self, z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, row_weights: Tensor | None,
+        kl: bool, with_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """soft and hard ``()``, out ``(N, width)`` or ``(0,)``, and for `backward` stats ``(2 or 3, R)``, inverse."""
+        num_rows = len(z_s) if rows is None else len(rows)
+        sums = z_s.new_empty((2, num_rows), dtype=torch.float32)
+        stats = sums.new_empty((2 if labels is None else 3, num_rows))
+        soft, hard, inverse = (sums.new_empty(()) for _ in range(3))
+        out = _room(z_s, rows) if with_gradient else z_s.new_empty(0)
+        optional, flags = _optional(labels, rows, row_weights, stats)
+        weight_kernel[(1,)](*optional, inverse, num_rows, self.ignore_index, **flags, BLOCK=2048, num_warps=8)
+        if num_rows > 0:
+            z_s, z_t = _rowwise(z_s), _rowwise(z_t)
+            loss_kernel[(num_rows,)](
+                z_s, z_t, *optional, inverse, stats, sums, out, num_rows, *self._numbers(z_s, z_t),
+                KL=kl, WITH_GRADIENT=with_gradient, **flags, **_blocks(self.classes),
+            )  # fmt: skip
+        finish_kernel[(1,)](sums, inverse, soft, hard, num_rows, self.factor, BLOCK=2048, num_warps=8)
+        return soft, hard, out, stats, inverse
+
+    def backward(
+        self, out: Tensor | None, d_soft: Tensor | None, d_hard: Tensor | None,
+        z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, row_weights: Tensor | None,
+        stats: Tensor, inverse: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The gradient for the student's logits, ``(N, width)``: `out` of `forward` set right, or a new one."""
+        in_place = out is not None
+        out = _room(z_s, rows) if out is None else out
+        num_rows = stats.shape[1]
+        if num_rows > 0:
+            z_s, z_t = _rowwise(z_s), _rowwise(z_t)
+            optional, flags = _optional(labels, rows, row_weights, stats)
+            gradient_kernel[(num_rows,)](
+                z_s, z_t, *optional, inverse, stats, *(stats if x is None else x for x in (d_soft, d_hard)), out,
+                num_rows, *self._numbers(z_s, z_t),
+                HAS_D_SOFT=d_soft is not None, HAS_D_HARD=d_hard is not None, IN_PLACE=in_place,
+                **flags, **_blocks(self.classes),
+            )  # fmt: skip
+        return out
+
+    def _numbers(self, z_s: Tensor, z_t: Tensor) -> tuple[float, ...]:
+        """From `classes` to `ignore_index`, as both kernels take them."""
+        return (
+            self.classes, z_s.shape[1], z_s.stride(0), z_t.stride(0), 1.0 / self.temperature_s,
+            1.0 / self.temperature_t, self.factor, self.expected_soft, self.expected_hard, self.ignore_index,
         )  # fmt: skip
-    finish_kernel[(1,)](sums, losses, inverse, num_rows, factor, BLOCK=1024)
-    return losses, stats, inverse
 
 
-def backward(
-    d_soft: Tensor, d_hard: Tensor, z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None,
-    row_weights: Tensor | None, stats: Tensor, inverse: Tensor,
-    classes: int, temperature_s: float, temperature_t: float, factor: float, ignore_index: int,
-) -> Tensor:  # fmt: skip
-    """The gradient for the student's logits, ``(N, width)`` in their dtype."""
-    out = z_s.new_empty(z_s.shape) if rows is None else z_s.new_zeros(z_s.shape)
-    z_s, z_t = _rowwise(z_s), _rowwise(z_t)
-    num_rows, width = stats.shape[1], z_s.shape[1]
-    if num_rows > 0:
-        gradient_kernel[(num_rows,)](
-            z_s, z_t, *(stats if x is None else x for x in (labels, rows, row_weights)), stats, inverse,
-            d_soft, d_hard, out, num_rows, classes, width, z_s.stride(0), z_t.stride(0),
-            1.0 / temperature_s, 1.0 / temperature_t, factor, ignore_index,
-            HAS_LABELS=labels is not None, HAS_ROWS=rows is not None, HAS_WEIGHTS=row_weights is not None,
-            **_blocks(width),
-        )  # fmt: skip
-    return out
+def _room(z_s: Tensor, rows: Tensor | None) -> Tensor:
+    """For the gradient, 0 in rows that take no part."""
+    return z_s.new_empty(z_s.shape) if rows is None else z_s.new_zeros(z_s.shape)
+
+
+def _optional(
+    labels: Tensor | None, rows: Tensor | None, row_weights: Tensor | None, other: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, bool]]:
+    """What the kernels take for tensors that may be missing (`other` is not read), and the flags that say which are."""
+    flags = {"HAS_LABELS": labels is not None, "HAS_ROWS": rows is not None, "HAS_WEIGHTS": row_weights is not None}
+    a, b, c = (other if x is None else x for x in (labels, rows, row_weights))
+    return (a, b, c), flags
 
 
 def _rowwise(z: Tensor) -> Tensor:

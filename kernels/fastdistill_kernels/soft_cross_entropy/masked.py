@@ -14,10 +14,10 @@ def weighted_means(
     rows: Tensor | None,
     row_weights: Tensor | None,
     classes: int,
+    ignore_index: int,
     temperature_s: float,
     temperature_t: float,
     factor: float,
-    ignore_index: int,
     kl: bool,
 ) -> tuple[Tensor, Tensor]:
     """``(soft, hard)`` of logits ``(N, width)``; see the op."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def soft_cross_entropy(
     rows: Tensor | None = None,
     row_weights: Tensor | None = None,
     num_classes: int | None = None,
+    expected_gradients: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy with the teacher's softened distribution, and with the gold labels of the same rows.
 
@@ -43,6 +45,9 @@ def soft_cross_entropy(
         rows: ``(R,)`` int64, the rows (of all leading dimensions as one) that take part, each once; default all.
         row_weights: ``(...)``, weights of the rows in both means, which are divided by the sum of the weights.
         num_classes: classes that are real, where logits are padded to other widths; default the width of both.
+        expected_gradients: the weights that soft and hard will have in what is differentiated. On a GPU the forward
+            pass makes the gradient for these; if backward brings others it is made a second time, so a wrong
+            expectation costs time and changes nothing.
 
     Returns:
         ``(soft, hard)``, each ``()`` float32 (float64 for float64 logits). Hard is 0 without labels; both are 0 where
@@ -60,11 +65,13 @@ def soft_cross_entropy(
     factor = temperature * temperature_t if scale_by_temperature_squared else 1.0
     z_s, z_t = student_logits.flatten(0, -2), teacher_logits.flatten(0, -2)
     labels, rows, row_weights = (None if x is None else x.flatten() for x in (labels, rows, row_weights))
-    numbers = (float(temperature), float(temperature_t), float(factor), ignore_index)
-    if runs_in_triton(z_s):
-        losses, _, _ = _forward(z_s, z_t, labels, rows, row_weights, classes, *numbers, form == "kl")
-        return losses[0], losses[1]
-    return weighted_means(z_s, z_t, labels, rows, row_weights, classes, *numbers, form == "kl")
+    inputs = (z_s, z_t, labels, rows, row_weights, classes, ignore_index)
+    numbers = [float(x) for x in (temperature, temperature_t, factor, *expected_gradients)]
+    if not runs_in_triton(z_s):
+        return weighted_means(*inputs, temperature, temperature_t, factor, form == "kl")
+    with_gradient = torch.is_grad_enabled() and z_s.requires_grad
+    soft, hard, *_ = _forward(*inputs, numbers, form == "kl", with_gradient)
+    return soft, hard
 
 
 @torch.library.custom_op("fastdistill::soft_cross_entropy", mutates_args=())
@@ -75,29 +82,35 @@ def _forward(
     rows: Tensor | None,
     row_weights: Tensor | None,
     classes: int,
-    temperature_s: float,
-    temperature_t: float,
-    factor: float,
     ignore_index: int,
+    numbers: Sequence[float],
     kl: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """losses ``(2,)``, and what the backward pass needs of the rows: stats ``(2 or 3, R)``, inverse ``()``."""
-    from . import kernel
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """soft, hard, the expected gradient, and stats ``(2 or 3, R)`` and inverse ``()``, which may correct it."""
+    from .kernel import SoftLabels
 
-    optional = (labels, rows, row_weights)
-    return kernel.forward(z_s, z_t, *optional, classes, temperature_s, temperature_t, kl, factor, ignore_index)
+    with torch.cuda.device_of(z_s):
+        return SoftLabels(classes, ignore_index, *numbers).forward(
+            z_s, z_t, labels, rows, row_weights, kl, with_gradient
+        )
 
 
 @_forward.register_fake
-def _(z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, with_gradient = rest
     num_rows = z_s.shape[0] if rows is None else rows.shape[0]
     stats = z_s.new_empty((2 if labels is None else 3, num_rows), dtype=torch.float32)
-    return stats.new_empty(2), stats, stats.new_empty(())
+    soft, hard, inverse = (stats.new_empty(()) for _ in range(3))
+    return soft, hard, z_s.new_empty(z_s.shape if with_gradient else (0,)), stats, inverse
 
 
 @torch.library.custom_op("fastdistill::soft_cross_entropy_backward", mutates_args=())
 def _backward(
-    d_losses: Tensor,
+    d_soft: Tensor | None,
+    d_hard: Tensor | None,
     z_s: Tensor,
     z_t: Tensor,
     labels: Tensor | None,
@@ -106,36 +119,65 @@ def _backward(
     stats: Tensor,
     inverse: Tensor,
     classes: int,
-    temperature_s: float,
-    temperature_t: float,
-    factor: float,
     ignore_index: int,
+    numbers: Sequence[float],
 ) -> Tensor:
     """The gradient for the student's logits."""
-    from . import kernel
+    from .kernel import SoftLabels
 
     saved = (z_s, z_t, labels, rows, row_weights, stats, inverse)
-    return kernel.backward(
-        d_losses[0], d_losses[1], *saved, classes, temperature_s, temperature_t, factor, ignore_index
-    )
+    with torch.cuda.device_of(z_s):
+        return SoftLabels(classes, ignore_index, *numbers).backward(None, d_soft, d_hard, *saved)
 
 
 @_backward.register_fake
-def _(d_losses: Tensor, z_s: Tensor, *_: Any) -> Tensor:
+def _(d_soft: Tensor | None, d_hard: Tensor | None, z_s: Tensor, *_: Any) -> Tensor:
     return z_s.new_empty(z_s.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, classes, temperature_s, temperature_t, factor, ignore_index, _ = inputs
-    _, stats, inverse = output
-    ctx.mark_non_differentiable(stats, inverse)
+@torch.library.custom_op("fastdistill::soft_cross_entropy_correct", mutates_args=("gradient",))
+def _correct(
+    gradient: Tensor,
+    d_soft: Tensor | None,
+    d_hard: Tensor | None,
+    z_s: Tensor,
+    z_t: Tensor,
+    labels: Tensor | None,
+    rows: Tensor | None,
+    row_weights: Tensor | None,
+    stats: Tensor,
+    inverse: Tensor,
+    classes: int,
+    ignore_index: int,
+    numbers: Sequence[float],
+) -> None:
+    """Write `gradient` anew unless d_soft and d_hard are what it was made for."""
+    from .kernel import SoftLabels
+
+    saved = (z_s, z_t, labels, rows, row_weights, stats, inverse)
+    with torch.cuda.device_of(z_s):
+        SoftLabels(classes, ignore_index, *numbers).backward(gradient, d_soft, d_hard, *saved)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, classes, ignore_index, numbers, _, with_gradient = inputs
+    _, _, gradient, stats, inverse = output
+    ctx.mark_non_differentiable(gradient, stats, inverse)
     ctx.set_materialize_grads(False)
-    ctx.numbers = (classes, temperature_s, temperature_t, factor, ignore_index)
+    ctx.numbers = classes, ignore_index, numbers
+    ctx.gradient = gradient if with_gradient else None
     ctx.save_for_backward(*tensors, stats, inverse)
 
 
-def _differentiate(ctx: Any, d_losses: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    return _backward(d_losses, *ctx.saved_tensors, *ctx.numbers), *[None] * 10
+def _differentiate(ctx: Any, d_soft: Tensor | None, d_hard: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    """The first backward pass takes the gradient of the forward pass away; what comes later makes its own."""
+    gradient, ctx.gradient = ctx.gradient, None
+    incoming = (d_soft, d_hard, *ctx.saved_tensors, *ctx.numbers)
+    if gradient is None or torch.is_grad_enabled():  # the latter asks for a second derivative, which is refused there
+        gradient = _backward(*incoming)
+    else:
+        _correct(gradient, *incoming)
+    return gradient, *[None] * 9
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
