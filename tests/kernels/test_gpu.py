@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -95,3 +99,14 @@ def layers(value: Any) -> tuple[Tensor, ...]:
 
 def each(value: Any, function: Any) -> Any:
     return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer here")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_the_memory_checker_finds_nothing(tool: str) -> None:
+    """Of kernels that read and write tensors with allocations of their own, so that an overrun leaves them."""
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    tests = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "test_parity and (ragged or gaps) and bfloat16"]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run([*command, *tests], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -39,22 +39,30 @@ def _signs(places, scale_s, scale_t, D_S: tl.constexpr):
 
 @triton.jit(do_not_specialize=["stretches"])
 def gram_kernel(
-    own_s, own_t, cu_seqlens, grams, stretches, stride_s, stride_t, head_s, head_t,
+    states_s, states_t, cu_seqlens, grams, stretches,
+    stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
     L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
     W: tl.constexpr, M: tl.constexpr, STRETCH: tl.constexpr,
 ):  # fmt: skip
-    """grams ``(programs, W, W)``: ``x^T x`` of a stretch of one map's tokens."""
-    program = tl.program_id(0)
+    """grams ``(2, programs, W, W)``: ``x^T x`` and ``y^T y`` of a stretch of one map's tokens.
+
+    States are those of the queries a, L layers, then those of the keys b.
+    """
+    program, side = tl.program_id(0), tl.program_id(1)
+    is_b = side == 1
     stretch, head, layer, start, length = map_of(program, cu_seqlens, stretches, L, H)
-    s = pick(own_s, layer, L) + start * stride_s + head * head_s
-    t = pick(own_t, layer, L) + start * stride_t + head * head_t
+    stride_s, stride_t = tl.where(is_b, stride_bs, stride_as), tl.where(is_b, stride_bt, stride_at)
+    head_s, head_t = tl.where(is_b, head_bs, head_as), tl.where(is_b, head_bt, head_at)
+    s = pick(states_s, side * L + layer, 2 * L) + start * stride_s + head * head_s
+    t = pick(states_t, side * L + layer, 2 * L) + start * stride_t + head * head_t
     end = tl.minimum(length, (stretch + 1) * STRETCH)
     total = tl.zeros([W, W], tl.float32)
     for first in range(stretch * STRETCH, end, M):
         x = _load_both(s, t, stride_s, stride_t, first + tl.arange(0, M), end, D_S, D_T, W)
         total = tl.dot(tl.trans(x), x, total, input_precision=EXACT)
     places = tl.arange(0, W)
-    tl.store(grams + program.to(tl.int64) * (W * W) + places[:, None] * W + places[None, :], total)
+    to = grams + (side * tl.num_programs(0) + program).to(tl.int64) * (W * W)
+    tl.store(to + places[:, None] * W + places[None, :], total)
 
 
 @triton.jit(do_not_specialize=["stretches"])
@@ -118,13 +126,12 @@ def forward(
         return loss, sums, coefficient
     stretches = triton.cdiv(max_seqlen, STRETCH)
     grams = loss.new_empty((2, maps * stretches, W, W))
-    for out, s, t in zip(grams, (a_s, b_s), (a_t, b_t), strict=True):
-        s, t = alike(s), alike(t)
-        gram_kernel[(maps * stretches,)](
-            tuple(s), tuple(t), cu_seqlens, out, stretches,
-            s[0].stride(0), t[0].stride(0), s[0].stride(1), t[0].stride(1),
-            L=L, H=H, D_S=D_S, D_T=D_T, W=W, M=32, STRETCH=STRETCH, num_warps=8,
-        )  # fmt: skip
+    sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
+    gram_kernel[(maps * stretches, 2)](
+        (*sides[0], *sides[1]), (*sides[2], *sides[3]), cu_seqlens, grams, stretches,
+        *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
+        L=L, H=H, D_S=D_S, D_T=D_T, W=W, M=32, STRETCH=STRETCH, num_warps=8,
+    )  # fmt: skip
     partial = loss.new_empty(maps)
     multiply_kernel[(maps,)](
         grams[0], grams[1], sums[0], sums[1], partial, stretches, scale_s, scale_t, D_S=D_S, W=W, ROWS=16, num_warps=4
