@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients
 from torch import Tensor
 
+from fastdistill_kernels import attention_score_mse
 from fastdistill_kernels.attention import tiled
 from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.spec import Shape, Spec
@@ -43,19 +45,27 @@ def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
     torch.testing.assert_close(actual, expected)
 
 
-@each_spec
+GRAM = replace(ATTENTION_SCORE_MSE, op=partial(attention_score_mse, algorithm="gram"))
+
+
+@pytest.mark.parametrize("spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"])
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-def test_views_of_a_fused_projection(spec: Spec, dtype: torch.dtype) -> None:
-    """q, k, v as slices of one (T, 3, heads, d) tensor, and as (heads, T, d) seen through a transpose."""
+def test_views_of_any_stride(spec: Spec, dtype: torch.dtype) -> None:
+    """q and k as slices of one (T, 3, heads, d) tensor, as (heads, T, d) seen through a transpose, or one of each."""
+
+    def sliced(x: Tensor) -> Tensor:
+        return torch.stack([x, x + 1, x + 2], dim=1)[:, 0]
+
+    def transposed(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+
     inputs = spec.inputs(RAGGED, dtype)
-    a_s, b_s, a_t, b_t = operands(inputs)
-    fused = torch.stack([a_s, b_s, b_s], dim=1).unbind(1)[:2]
-    transposed = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (a_t, b_t))
-    views = {**inputs, **dict(zip(inputs, (*fused, *transposed), strict=False))}
-    assert not any(x.is_contiguous() for x in operands(views))
-    actual, expected = (loss_and_gradients(spec.op, i, spec.differentiable) for i in (views, inputs))
-    torch.testing.assert_close(actual, expected)
-    assert_parity(spec, views, dtype)
+    expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    for ways in ((sliced, sliced, transposed, transposed), (sliced, transposed, transposed, sliced)):
+        views = inputs | {name: way(inputs[name]) for name, way in zip(inputs, ways, strict=False)}
+        assert not any(x.is_contiguous() for x in operands(views))
+        torch.testing.assert_close(loss_and_gradients(spec.op, views, spec.differentiable), expected)
+        assert_parity(spec, views, dtype)
 
 
 @each_spec
