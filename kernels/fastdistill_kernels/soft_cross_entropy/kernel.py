@@ -1,9 +1,10 @@
 """`soft_cross_entropy` in Triton: one program per row, loss and gradient in one kernel.
 
-A program walks over its row twice, and finds it in the cache the second time: once for the log-sum-exps of its
-softmaxes and the losses, once for the gradient. Incoming gradients are folded in before it is rounded, though they are
-not known yet: the caller says which are to be expected, and if others arrive, the backward pass makes the gradient anew
-from the saved log-sum-exps. The device decides that; the host never waits.
+A program walks over its row three times, and finds it in the cache after the first: for the maxima, for the sums of
+exponentials and the losses, for the gradient. One program fills a multiprocessor, so that a vocabulary's row stays in
+its first cache. Incoming gradients are folded in before the gradient is rounded, though they are not known yet: the
+caller says which are to be expected, and if others arrive, the backward pass makes the gradient anew from the saved
+maxima and sums. The device decides that; the host never waits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from ..shared.kernel import store
 
-NOWHERE = tl.constexpr(-1e38)  # a logit that no softmax sees, far from the end of float32
+NOWHERE = tl.constexpr(-1e30)  # a logit that no softmax sees, and that stays finite when it is scaled
+LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -38,43 +40,25 @@ def _weight(row_weights, labels, row, ignore_index, HAS_WEIGHTS: tl.constexpr, H
 
 
 @triton.jit
-def _nowhere(BLOCK: tl.constexpr):
-    return tl.full([BLOCK], NOWHERE, tl.float32)
-
-
-@triton.jit
-def _rescale(top, x, there):
-    """(the lanes' new maxima, what brings sums made with the old ones to them, the new terms of the sums)."""
-    new = tl.maximum(top, tl.where(there, x, NOWHERE))
-    return new, tl.exp(top - new), tl.where(there, tl.exp(tl.where(there, x - new, 0.0)), 0.0)
-
-
-@triton.jit
-def _meet(top, total, weighted):
-    """(log-sum-exp of all lanes, mean of what `weighted` adds up)."""
-    biggest = tl.max(top, axis=0)
-    shrink = tl.exp(top - biggest)
-    everything = tl.sum(total * shrink, axis=0)
-    return biggest + tl.log(everything), tl.sum(weighted * shrink, axis=0) / everything
+def _load(pointer, there):
+    return tl.where(there, tl.load(pointer, mask=there, other=0.0).to(tl.float32), NOWHERE)
 
 
 @triton.jit
 def _write_gradient(
-    student, teacher, out, lse_s, lse_t, lse_1, label, soft, hard, classes, width, inverse_s, inverse_t,
+    student, teacher, out, top_s, top_t, sum_s, sum_t, sum_1, label, soft, hard, classes, width, scale_s, scale_t,
     HAS_LABELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A row of the gradient, ``soft (p_s - p_t) + hard (p_1 - onehot)``, `soft` and `hard` being what is folded in."""
     counts = (soft != 0.0) | (hard != 0.0)  # what is ignored may hold anything, NaN too
     for first in range(0, width, BLOCK):
         places = first + tl.arange(0, BLOCK)
-        there = places < classes
-        raw = tl.load(student + places, mask=there, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        t = tl.load(teacher + places, mask=there, other=0.0, eviction_policy="evict_first").to(tl.float32) * inverse_t
-        p_s = tl.exp(tl.where(there, raw * inverse_s - lse_s, NOWHERE))
-        g = soft * (p_s - tl.exp(tl.where(there, t - lse_t, NOWHERE)))
+        raw, t = _load(student + places, places < classes), _load(teacher + places, places < classes)
+        g = soft / sum_s * tl.exp2(raw * scale_s - top_s * scale_s)
+        g -= soft / sum_t * tl.exp2(t * scale_t - top_t * scale_t)
         if HAS_LABELS:
-            p_1 = tl.exp(tl.where(there, raw - lse_1, NOWHERE))
-            g += hard * (p_1 - tl.where(places == label, 1.0, 0.0))
+            g += hard / sum_1 * tl.exp2(raw * LOG2E - top_s * LOG2E)
+            g -= tl.where(places == label, hard, 0.0)
         store(out + places, tl.where(counts, g, 0.0), mask=places < width)
 
 
@@ -108,7 +92,7 @@ def loss_kernel(
     KL: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
     WITH_GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """stats: log-sum-exps of z_s and z_t over their temperatures and, with labels, of z_s; sums: soft, hard.
+    """stats ``(4 or 5, R)``: maxima of z_s and z_t, sums of exponentials over temperatures, of z_s alone; sums: losses.
 
     With WITH_GRADIENT also out ``(N, width)``: the gradient for the student's logits if the expected ones arrive.
     """
@@ -117,42 +101,44 @@ def loss_kernel(
     weight, label = _weight(row_weights, labels, row, ignore_index, HAS_WEIGHTS, HAS_LABELS)
     student, teacher = z_s + row * stride_s, z_t + row * stride_t
     places = tl.arange(0, BLOCK)
-    # every lane keeps a maximum and sums of its own; lanes meet once, at the end
-    top_s, top_t, top_1 = _nowhere(BLOCK), _nowhere(BLOCK), _nowhere(BLOCK)
-    sum_s, sum_t, sum_1 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    cross = tl.zeros([BLOCK], tl.float32)
+    scale_s, scale_t = inverse_s * LOG2E, inverse_t * LOG2E  # powers of two are cheaper
+    most_s, most_t = tl.full([BLOCK], NOWHERE, tl.float32), tl.full([BLOCK], NOWHERE, tl.float32)
     for first in range(0, classes, BLOCK):
         there = first + places < classes
-        raw = tl.load(student + first + places, mask=there, other=0.0, eviction_policy="evict_last").to(tl.float32)
-        t = tl.load(teacher + first + places, mask=there, other=0.0, eviction_policy="evict_last").to(tl.float32)
-        s, t = raw * inverse_s, t * inverse_t
-        top_s, shrink, weights = _rescale(top_s, s, there)
-        sum_s = sum_s * shrink + weights
-        top_t, shrink, weights = _rescale(top_t, t, there)
-        sum_t = sum_t * shrink + weights
-        # of -log p_s, or of log p_t - log p_s, the part that depends on the class
-        cross = cross * shrink + weights * (t - s if KL else -s)
+        most_s = tl.maximum(most_s, _load(student + first + places, there))
+        most_t = tl.maximum(most_t, _load(teacher + first + places, there))
+    top_s, top_t = tl.max(most_s, axis=0), tl.max(most_t, axis=0)
+
+    of_s, of_t, of_1 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    crosses = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, classes, BLOCK):
+        there = first + places < classes
+        raw, t = _load(student + first + places, there), _load(teacher + first + places, there)
+        x_s, x_t = raw * scale_s - top_s * scale_s, t * scale_t - top_t * scale_t
+        weights = tl.exp2(x_t)
+        of_t += weights
+        of_s += tl.exp2(x_s)
+        crosses += weights * (x_t - x_s if KL else -x_s)
         if HAS_LABELS:
-            top_1, shrink, weights = _rescale(top_1, raw, there)
-            sum_1 = sum_1 * shrink + weights
-    lse_s, _ = _meet(top_s, sum_s, sum_s)
-    lse_t, mean = _meet(top_t, sum_t, cross)
-    tl.store(stats + program, lse_s)
-    tl.store(stats + num_rows + program, lse_t)
-    soft = mean + lse_s - (lse_t if KL else 0.0)
-    hard, lse_1 = 0.0, 0.0
+            of_1 += tl.exp2(raw * LOG2E - top_s * LOG2E)
+    sum_s, sum_t, sum_1 = tl.sum(of_s, axis=0), tl.sum(of_t, axis=0), tl.sum(of_1, axis=0)
+    soft = tl.sum(crosses, axis=0) / sum_t + tl.log2(sum_s) - (tl.log2(sum_t) if KL else 0.0)
+    hard = 0.0
     if HAS_LABELS:
-        lse_1, _ = _meet(top_1, sum_1, sum_1)
-        tl.store(stats + 2 * num_rows + program, lse_1)
         of_label = tl.load(student + label, mask=(label >= 0) & (label < classes), other=0.0).to(tl.float32)
-        hard = tl.where(label >= 0, lse_1 - of_label, 0.0)
-    tl.store(sums + program, tl.where(weight != 0.0, soft * weight, 0.0))
-    tl.store(sums + num_rows + program, tl.where(weight != 0.0, hard * weight, 0.0))
+        hard = tl.where(label >= 0, tl.log2(sum_1) - (of_label - top_s) * LOG2E, 0.0)
+        tl.store(stats + 4 * num_rows + program, sum_1)
+    tl.store(stats + program, top_s)
+    tl.store(stats + num_rows + program, top_t)
+    tl.store(stats + 2 * num_rows + program, sum_s)
+    tl.store(stats + 3 * num_rows + program, sum_t)
+    tl.store(sums + program, tl.where(weight != 0.0, soft * LN2 * weight, 0.0))
+    tl.store(sums + num_rows + program, tl.where(weight != 0.0, hard * LN2 * weight, 0.0))
     if WITH_GRADIENT:
         weight *= tl.load(inverse)
         _write_gradient(
-            student, teacher, out + row * width, lse_s, lse_t, lse_1, label,
-            weight * inverse_s * factor * expected_soft, weight * expected_hard, classes, width, inverse_s, inverse_t,
+            student, teacher, out + row * width, top_s, top_t, sum_s, sum_t, sum_1, label,
+            weight * inverse_s * factor * expected_soft, weight * expected_hard, classes, width, scale_s, scale_t,
             HAS_LABELS, BLOCK,
         )  # fmt: skip
 
@@ -193,11 +179,13 @@ def gradient_kernel(
     if IN_PLACE:
         as_expected = (soft == expected_soft) & ((hard == expected_hard) | (not HAS_LABELS))
         columns = tl.where(as_expected, 0, width)
-    lse_s, lse_t = tl.load(stats + program), tl.load(stats + num_rows + program)
-    lse_1 = tl.load(stats + 2 * num_rows + program) if HAS_LABELS else 0.0
+    top_s, top_t = tl.load(stats + program), tl.load(stats + num_rows + program)
+    sum_s, sum_t = tl.load(stats + 2 * num_rows + program), tl.load(stats + 3 * num_rows + program)
+    sum_1 = tl.load(stats + 4 * num_rows + program) if HAS_LABELS else 1.0
     _write_gradient(
-        z_s + row * stride_s, z_t + row * stride_t, out + row * width, lse_s, lse_t, lse_1, label,
-        weight * inverse_s * factor * soft, weight * hard, classes, columns, inverse_s, inverse_t, HAS_LABELS, BLOCK,
+        z_s + row * stride_s, z_t + row * stride_t, out + row * width, top_s, top_t, sum_s, sum_t, sum_1, label,
+        weight * inverse_s * factor * soft, weight * hard, classes, columns, inverse_s * LOG2E, inverse_t * LOG2E,
+        HAS_LABELS, BLOCK,
     )  # fmt: skip
 
 
@@ -217,10 +205,10 @@ class SoftLabels:
         self, z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, row_weights: Tensor | None,
         kl: bool, with_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """soft and hard ``()``, out ``(N, width)`` or ``(0,)``, and for `backward` stats ``(2 or 3, R)``, inverse."""
+        """soft and hard ``()``, out ``(N, width)`` or ``(0,)``, and for `backward` stats ``(4 or 5, R)``, inverse."""
         num_rows = len(z_s) if rows is None else len(rows)
         sums = z_s.new_empty((2, num_rows), dtype=torch.float32)
-        stats = sums.new_empty((2 if labels is None else 3, num_rows))
+        stats = sums.new_empty((4 if labels is None else 5, num_rows))
         soft, hard, inverse = (sums.new_empty(()) for _ in range(3))
         out = _room(z_s, rows) if with_gradient else z_s.new_empty(0)
         optional, flags = _optional(labels, rows, row_weights, stats)
@@ -284,4 +272,4 @@ def _rowwise(z: Tensor) -> Tensor:
 def _blocks(classes: int) -> dict[str, int]:
     """A whole row where it is short, 4096 logits at a time of a vocabulary."""
     block = min(4096, max(16, triton.next_power_of_2(classes)))
-    return {"BLOCK": block, "num_warps": 8 if block == 4096 else 4 if block > 256 else 1}
+    return {"BLOCK": block, "num_warps": 16 if block == 4096 else 4 if block > 256 else 1}

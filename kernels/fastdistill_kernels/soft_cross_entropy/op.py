@@ -87,7 +87,7 @@ def _forward(
     kl: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """soft, hard, the expected gradient, and stats ``(2 or 3, R)`` and inverse ``()``, which may correct it."""
+    """soft, hard, the expected gradient, and stats ``(4 or 5, R)`` and inverse ``()``, which may correct it."""
     from .kernel import SoftLabels
 
     with torch.cuda.device_of(z_s):
@@ -102,7 +102,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *_, with_gradient = rest
     num_rows = z_s.shape[0] if rows is None else rows.shape[0]
-    stats = z_s.new_empty((2 if labels is None else 3, num_rows), dtype=torch.float32)
+    stats = z_s.new_empty((4 if labels is None else 5, num_rows), dtype=torch.float32)
     soft, hard, inverse = (stats.new_empty(()) for _ in range(3))
     return soft, hard, z_s.new_empty(z_s.shape if with_gradient else (0,)), stats, inverse
 
