@@ -272,4 +272,4 @@ def _rowwise(z: Tensor) -> Tensor:
 def _blocks(classes: int) -> dict[str, int]:
     """A whole row where it is short, 4096 logits at a time of a vocabulary."""
     block = min(4096, max(16, triton.next_power_of_2(classes)))
-    return {"BLOCK": block, "num_warps": 16 if block == 4096 else 4 if block > 256 else 1}
+    return {"BLOCK": block, "num_warps": 8 if block == 4096 else 4 if block > 256 else 1}
