@@ -74,7 +74,7 @@ def launches(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[L
             def launch(*positional: Any, **named: Any) -> None:
                 names = [p.name for p in self.kernel.params]
                 values = dict(zip(names, positional, strict=False)) | named
-                options = {name: values.pop(name) for name in ("num_warps", "num_stages") if name in values}
+                options = {name: values.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in values}
                 found.append(Launch(self.kernel, values, options))
 
             return launch

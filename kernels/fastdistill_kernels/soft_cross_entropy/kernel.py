@@ -270,6 +270,9 @@ def _rowwise(z: Tensor) -> Tensor:
 
 
 def _blocks(classes: int) -> dict[str, int]:
-    """A whole row where it is short, 4096 logits at a time of a vocabulary."""
+    """A whole row where it is short; of a vocabulary 4096 logits at a time, by one program to a multiprocessor."""
     block = min(4096, max(16, triton.next_power_of_2(classes)))
-    return {"BLOCK": block, "num_warps": 8 if block == 4096 else 4 if block > 256 else 1}
+    if block < 4096:
+        return {"BLOCK": block, "num_warps": 4 if block > 256 else 1}
+    alone = {} if torch.version.hip else {"maxnreg": 128}  # else registers are spilled to make room for a second one
+    return {"BLOCK": block, "num_warps": 16, **alone}
