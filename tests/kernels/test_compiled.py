@@ -150,7 +150,7 @@ CALLS: dict[str, Callable[..., None]] = {
     "hidden": hidden_states,
     "soft": soft_labels,
 }
-LAUNCHES = {"score_mse": 4, "prob_mse": 4, "kl": 4, "gram": 5, "hidden": 2 * 5 + 2 * 6, "soft": 4 * 5}
+LAUNCHES = {"score_mse": 4, "prob_mse": 4, "kl": 4, "gram": 3, "hidden": 2 * 5 + 2 * 6, "soft": 4 * 5}
 each_op = pytest.mark.parametrize("op", CALLS)
 
 

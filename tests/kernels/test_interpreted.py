@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import in_double, loss_and_gradients, relative_rms
+from parity import HALF_AND_SINGLE, in_double, loss_and_gradients, relative_rms
 from torch import Tensor
 
 from fastdistill_kernels import attention_score_mse
@@ -50,12 +50,13 @@ def gram(**values: Any) -> Tensor:
     return attention_score_mse(**values, algorithm="gram")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_gram_agrees_with_the_definition(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a map has several stretches."""
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("stretch", [64, 1024])
+def test_gram_agrees_with_the_definition(dtype: torch.dtype, stretch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the longest map has several stretches, and where each is one."""
     from fastdistill_kernels.attention_score_mse import kernel
 
-    monkeypatch.setattr(kernel, "STRETCH", 64)
+    monkeypatch.setattr(kernel, "STRETCH", stretch)
     inputs = ATTENTION_SCORE_MSE.inputs(Shape((3, 0, 64, 150), heads=2, head_dim_s=26, head_dim_t=32, layers=2), dtype)
     actual = loss_and_gradients(gram, inputs, ("q_s", "k_s"))
     truth = loss_and_gradients(ATTENTION_SCORE_MSE.reference, in_double(inputs), ("q_s", "k_s"))

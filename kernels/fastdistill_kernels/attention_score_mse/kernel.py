@@ -17,13 +17,13 @@ from ..attention.kernel import alike, map_of
 from ..shared.kernel import finish, for_product, pick, precision, room, store
 
 EXACT = tl.constexpr(precision(torch.float32))
-STRETCH = 2048  # tokens whose Gram matrix one program makes
+STRETCH = 1024  # tokens whose Gram matrix one program makes
 
 
 @triton.jit
-def _load_both(s, t, stride_s, stride_t, rows, end, D_S: tl.constexpr, D_T: tl.constexpr, W: tl.constexpr):
-    """``[R, W]``: student's and teacher's states of `rows` side by side, zeros from `end` on and past ``d_s + d_t``."""
-    row, there, columns = rows.to(tl.int64)[:, None], (rows < end)[:, None], tl.arange(0, W)[None, :]
+def _load_both(s, t, stride_s, stride_t, rows, end, columns, D_S: tl.constexpr, D_T: tl.constexpr):
+    """``[R, C]``: student's and teacher's states of `rows` side by side, zeros from `end` on and past ``d_s + d_t``."""
+    row, there, columns = rows.to(tl.int64)[:, None], (rows < end)[:, None], columns[None, :]
     of_s = tl.load(s + row * stride_s + columns, mask=there & (columns < D_S), other=0.0)
     is_t = (columns >= D_S) & (columns < D_S + D_T)
     of_t = tl.load(t + row * stride_t + (columns - D_S), mask=there & is_t, other=0.0)
@@ -39,39 +39,56 @@ def _signs(places, scale_s, scale_t, D_S: tl.constexpr):
 
 @triton.jit(do_not_specialize=["stretches"])
 def gram_kernel(
-    states_s, states_t, cu_seqlens, grams, stretches,
+    a_s, b_s, a_t, b_t, cu_seqlens, grams, sums, partial, stretches, scale_s, scale_t,
     stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
     L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
-    W: tl.constexpr, M: tl.constexpr, STRETCH: tl.constexpr,
+    BLOCK_DS: tl.constexpr, W: tl.constexpr, C: tl.constexpr, M: tl.constexpr, STRETCH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """grams ``(2, programs, W, W)``: ``x^T x`` and ``y^T y`` of a stretch of one map's tokens.
+    """grams ``(2, programs, W, W)``: C columns of ``x^T x`` and ``y^T y`` of a stretch of one map's tokens.
 
-    States are those of the queries a, L layers, then those of the keys b.
+    If one stretch is the WHOLE map, what `multiply_kernel` makes of them instead.
     """
-    program, side = tl.program_id(0), tl.program_id(1)
-    is_b = side == 1
+    program, programs = tl.program_id(0), tl.num_programs(0).to(tl.int64)
     stretch, head, layer, start, length = map_of(program, cu_seqlens, stretches, L, H)
-    stride_s, stride_t = tl.where(is_b, stride_bs, stride_as), tl.where(is_b, stride_bt, stride_at)
-    head_s, head_t = tl.where(is_b, head_bs, head_as), tl.where(is_b, head_bt, head_at)
-    s = pick(states_s, side * L + layer, 2 * L) + start * stride_s + head * head_s
-    t = pick(states_t, side * L + layer, 2 * L) + start * stride_t + head * head_t
+    q_s = pick(a_s, layer, L) + start * stride_as + head * head_as
+    q_t = pick(a_t, layer, L) + start * stride_at + head * head_at
+    k_s = pick(b_s, layer, L) + start * stride_bs + head * head_bs
+    k_t = pick(b_t, layer, L) + start * stride_bt + head * head_bt
     end = tl.minimum(length, (stretch + 1) * STRETCH)
-    total = tl.zeros([W, W], tl.float32)
+    rows, columns = tl.arange(0, W), tl.program_id(1) * C + tl.arange(0, C)
+    xx, yy = tl.zeros([W, C], tl.float32), tl.zeros([W, C], tl.float32)
     for first in range(stretch * STRETCH, end, M):
-        x = _load_both(s, t, stride_s, stride_t, first + tl.arange(0, M), end, D_S, D_T, W)
-        total = tl.dot(tl.trans(x), x, total, input_precision=EXACT)
-    places = tl.arange(0, W)
-    to = grams + (side * tl.num_programs(0) + program).to(tl.int64) * (W * W)
-    tl.store(to + places[:, None] * W + places[None, :], total)
+        tokens = first + tl.arange(0, M)
+        x = _load_both(q_s, q_t, stride_as, stride_at, tokens, end, rows, D_S, D_T)
+        y = _load_both(k_s, k_t, stride_bs, stride_bt, tokens, end, rows, D_S, D_T)
+        x_c = _load_both(q_s, q_t, stride_as, stride_at, tokens, end, columns, D_S, D_T)
+        y_c = _load_both(k_s, k_t, stride_bs, stride_bt, tokens, end, columns, D_S, D_T)
+        xx = tl.dot(tl.trans(x), x_c, xx, input_precision=EXACT)
+        yy = tl.dot(tl.trans(y), y_c, yy, input_precision=EXACT)
+    if WHOLE:
+        to = sums + program.to(tl.int64) * (W * BLOCK_DS) + rows[:, None] * BLOCK_DS + columns[None, :]
+        tl.store(to, xx, mask=(columns < BLOCK_DS)[None, :])
+        tl.store(to + programs * (W * BLOCK_DS), yy, mask=(columns < BLOCK_DS)[None, :])
+        xx *= _signs(rows, scale_s, scale_t, D_S)[:, None]
+        yy *= _signs(columns, scale_s, scale_t, D_S)[None, :]
+        tl.store(partial + program * (W // C) + tl.program_id(1), tl.sum(xx * yy))
+    else:
+        to = grams + program.to(tl.int64) * (W * W) + rows[:, None] * W + columns[None, :]
+        tl.store(to, xx)
+        tl.store(to + programs * (W * W), yy)
 
 
 @triton.jit(do_not_specialize=["stretches"])
 def multiply_kernel(
-    grams_x, grams_y, sums_x, sums_y, partial, stretches, scale_s, scale_t,
-    D_S: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr,
+    grams, sums, partial, stretches, scale_s, scale_t,
+    D_S: tl.constexpr, BLOCK_DS: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """sums ``(maps, W, W)``: the stretches of a map added up; partial ``(maps,)``: its sum of squared differences."""
-    program = tl.program_id(0).to(tl.int64)
+    """partial ``(maps,)``: a map's sum of squared differences; sums ``(2, maps, W, BLOCK_DS)``: what gradients need.
+
+    The stretches of a map are added up; a gradient is made of the first columns alone.
+    """
+    program, maps = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     columns = tl.arange(0, W)
     loss = tl.zeros([ROWS], tl.float32)
     for first in range(0, W, ROWS):
@@ -80,10 +97,11 @@ def multiply_kernel(
         x, y = tl.zeros([ROWS, W], tl.float32), tl.zeros([ROWS, W], tl.float32)
         for stretch in range(stretches):
             offset = (program * stretches + stretch) * (W * W)
-            x += tl.load(grams_x + offset + at)
-            y += tl.load(grams_y + offset + at)
-        tl.store(sums_x + program * (W * W) + at, x)
-        tl.store(sums_y + program * (W * W) + at, y)
+            x += tl.load(grams + offset + at)
+            y += tl.load(grams + maps * stretches * (W * W) + offset + at)
+        to = sums + program * (W * BLOCK_DS) + rows[:, None] * BLOCK_DS + columns[None, :]
+        tl.store(to, x, mask=(columns < BLOCK_DS)[None, :])
+        tl.store(to + maps * (W * BLOCK_DS), y, mask=(columns < BLOCK_DS)[None, :])
         signs = _signs(rows, scale_s, scale_t, D_S)[:, None] * _signs(columns, scale_s, scale_t, D_S)[None, :]
         loss += tl.sum(signs * x * y, axis=1)
     tl.store(partial + program, tl.sum(loss, axis=0))
@@ -91,22 +109,33 @@ def multiply_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens", "blocks"])
 def gradient_kernel(
-    own_s, own_t, cu_seqlens, sums, d_loss, coefficient, out, num_tokens, blocks, scale_s, scale_t,
-    stride_s, stride_t, head_s, head_t,
+    states_s, states_t, cu_seqlens, sums, d_loss, coefficient, da, db, num_tokens, blocks, scale_s, scale_t,
+    stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
     L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
-    BLOCK_DS: tl.constexpr, W: tl.constexpr, M: tl.constexpr,
+    BLOCK_DS: tl.constexpr, W: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """out ``(L, T, H, D_S)``: ``2 d_loss coefficient scale_s (c x) sums``, sums being the other side's."""
-    program = tl.program_id(0)
+    """da, db ``(L, T, H, D_S)``: ``2 d_loss coefficient scale_s (c x) sums``, sums being the other side's.
+
+    States are those of L layers' queries a, then of their keys b; the grid's second axis is the side.
+    """
+    program, maps, side = tl.program_id(0), tl.num_programs(0) // blocks, tl.program_id(1)
     block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
-    rows, inner, columns = block * M + tl.arange(0, M), tl.arange(0, W), tl.arange(0, BLOCK_DS)
-    s = pick(own_s, layer, L) + start * stride_s + head * head_s
-    t = pick(own_t, layer, L) + start * stride_t + head * head_t
-    x = _load_both(s, t, stride_s, stride_t, rows, length, D_S, D_T, W).to(tl.float32)
-    at = sums + (program // blocks).to(tl.int64) * (W * W) + inner[:, None] * W + columns[None, :]
-    gram = tl.load(at) * _signs(inner, scale_s, scale_t, D_S)[:, None]
-    total = tl.dot(x, gram, input_precision=EXACT)
+    is_b = side == 1
+    stride_s, stride_t = tl.where(is_b, stride_bs, stride_as), tl.where(is_b, stride_bt, stride_at)
+    head_s, head_t = tl.where(is_b, head_bs, head_as), tl.where(is_b, head_bt, head_at)
+    s = pick(states_s, side * L + layer, 2 * L) + start * stride_s + head * head_s
+    t = pick(states_t, side * L + layer, 2 * L) + start * stride_t + head * head_t
+    rows, columns = block * M + tl.arange(0, M), tl.arange(0, BLOCK_DS)
+    of_map = sums + ((1 - side) * maps + program // blocks).to(tl.int64) * (W * BLOCK_DS)
+    total = tl.zeros([M, BLOCK_DS], tl.float32)
+    for first in range(0, W, K):
+        inner = first + tl.arange(0, K)
+        x = _load_both(s, t, stride_s, stride_t, rows, length, inner, D_S, D_T).to(tl.float32)
+        gram = tl.load(of_map + inner[:, None] * BLOCK_DS + columns[None, :])
+        gram *= _signs(inner, scale_s, scale_t, D_S)[:, None]
+        total = tl.dot(x, gram, total, input_precision=EXACT)
     total *= 2 * scale_s * tl.load(d_loss) * tl.load(coefficient)
+    out = db if is_b else da
     to = out + ((layer.to(tl.int64) * num_tokens + start + rows)[:, None] * H + head) * D_S + columns[None, :]
     store(to, total, mask=(rows < length)[:, None] & (columns < D_S)[None, :])
 
@@ -115,27 +144,31 @@ def forward(
     a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor],
     cu_seqlens: Tensor, max_seqlen: int, scale_s: float, scale_t: float, normalize: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The loss ``()`` summed over layers, and for `backward` the Gram matrices ``(2, maps, W, W)`` and coefficient."""
+    """The loss ``()`` summed over layers, and for `backward` columns of the Gram matrices and the coefficient."""
     like, num_sequences = a_s[0], cu_seqlens.numel() - 1
     (num_tokens, H, D_S), D_T, L = like.shape, a_t[0].shape[-1], len(a_s)
-    maps, W = num_sequences * L * H, _width(D_S, D_T)
+    maps = num_sequences * L * H
     empty = maps == 0 or num_tokens == 0
     loss, coefficient = room(like, empty)
     sums = loss.new_empty(saved_shape(L, like.shape, a_t[0].shape, num_sequences))
     if empty:
         return loss, sums, coefficient
+    _, _, W, BLOCK_DS = sums.shape
     stretches = triton.cdiv(max_seqlen, STRETCH)
-    grams = loss.new_empty((2, maps * stretches, W, W))
+    whole = stretches == 1
+    grams = sums if whole else loss.new_empty((2, maps * stretches, W, W))
+    C = min(64, W, 8192 // W)
+    partial = loss.new_empty(maps * (W // C) if whole else maps)
     sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
-    gram_kernel[(maps * stretches, 2)](
-        (*sides[0], *sides[1]), (*sides[2], *sides[3]), cu_seqlens, grams, stretches,
+    gram_kernel[(maps * stretches, W // C)](
+        *(tuple(x) for x in sides), cu_seqlens, grams, sums, partial, stretches, scale_s, scale_t,
         *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-        L=L, H=H, D_S=D_S, D_T=D_T, W=W, M=32, STRETCH=STRETCH, num_warps=8,
+        L=L, H=H, D_S=D_S, D_T=D_T, BLOCK_DS=BLOCK_DS, W=W, C=C, STRETCH=STRETCH, WHOLE=whole, **_tokens(like, a_t[0]),
     )  # fmt: skip
-    partial = loss.new_empty(maps)
-    multiply_kernel[(maps,)](
-        grams[0], grams[1], sums[0], sums[1], partial, stretches, scale_s, scale_t, D_S=D_S, W=W, ROWS=16, num_warps=4
-    )
+    if not whole:
+        multiply_kernel[(maps,)](
+            grams, sums, partial, stretches, scale_s, scale_t, D_S=D_S, BLOCK_DS=BLOCK_DS, W=W, ROWS=16, num_warps=4
+        )
     entries = num_sequences * max_seqlen**2 if normalize == "padded" else None
     finish(partial, cu_seqlens, loss, coefficient, entries, H)
     return loss, sums, coefficient
@@ -151,24 +184,25 @@ def backward(
     da, db = (like.new_empty((L, num_tokens, H, D_S)) for _ in range(2))
     if num_sequences == 0 or num_tokens == 0:
         return da, db
+    _, maps, W, BLOCK_DS = sums.shape
     blocks = triton.cdiv(max_seqlen, 64)
-    for out, s, t, other in ((da, a_s, a_t, sums[1]), (db, b_s, b_t, sums[0])):
-        s, t = alike(s), alike(t)
-        gradient_kernel[(blocks * H * L * num_sequences,)](
-            tuple(s), tuple(t), cu_seqlens, other, d_loss, coefficient, out, num_tokens, blocks, scale_s, scale_t,
-            s[0].stride(0), t[0].stride(0), s[0].stride(1), t[0].stride(1),
-            L=L, H=H, D_S=D_S, D_T=D_T, BLOCK_DS=max(16, triton.next_power_of_2(D_S)), W=_width(D_S, D_T), M=64,
-            num_warps=8,
-        )  # fmt: skip
+    sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
+    gradient_kernel[(blocks * maps, 2)](
+        (*sides[0], *sides[1]), (*sides[2], *sides[3]), cu_seqlens, sums, d_loss, coefficient, da, db,
+        num_tokens, blocks, scale_s, scale_t, *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
+        L=L, H=H, D_S=D_S, D_T=D_T, BLOCK_DS=BLOCK_DS, W=W, M=64, K=min(32, W), num_warps=4,
+    )  # fmt: skip
     return da, db
 
 
 def saved_shape(L: int, student: torch.Size, teacher: torch.Size, num_sequences: int) -> tuple[int, ...]:
-    """Of the Gram matrices."""
+    """Of the Gram matrices' columns that belong to the student, in powers of two: ``(2, maps, W, BLOCK_DS)``."""
     _, H, d_s = student
-    W = _width(d_s, teacher[2])
-    return (2, num_sequences * L * H, W, W)
+    W, BLOCK_DS = (max(16, triton.next_power_of_2(d)) for d in (d_s + teacher[2], d_s))
+    return (2, num_sequences * L * H, W, BLOCK_DS)
 
 
-def _width(d_s: int, d_t: int) -> int:
-    return max(16, triton.next_power_of_2(d_s + d_t))
+def _tokens(student: Tensor, teacher: Tensor) -> dict[str, int]:
+    """How many tokens a product sums over at a time, so that registers suffice."""
+    single = torch.float32 in (student.dtype, teacher.dtype)
+    return {"M": 16 if single else 32, "num_warps": 8, "num_stages": 2}

@@ -10,8 +10,6 @@ from ..attention.tiled import by_tiles
 from ..device import runs_in_triton
 from .gram import gram, gram_pays
 
-GRAM_FROM = 1024  # longest length, on GPUs: by count of operations, not yet measured
-
 
 def attention_score_mse(
     q_s: Layers,
@@ -53,7 +51,8 @@ def attention_score_mse(
     if algorithm not in ("auto", "tiled", "gram"):
         raise ValueError(f"algorithm={algorithm!r}: choose 'auto', 'tiled' or 'gram'")
     if algorithm == "auto" and runs_in_triton(as_layers(q_s)[0]):  # there the host does not know single lengths
-        algorithm = "gram" if max_seqlen >= GRAM_FROM else "tiled"
+        sizes = (as_layers(x)[0].shape[-1] for x in (q_s, q_t))
+        algorithm = "gram" if gram_pays(max_seqlen, *sizes) else "tiled"
     operands = (q_s, k_s, q_t, k_t)
     return attention_loss(_OP, *operands, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, algorithm=algorithm)
 
