@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
+from bench.figures import Result, both, floor, least, share, speedup
 from fastdistill.report import table
 
 ROOT = Path(__file__).parent.parent
+NOTE = """\
+The floor is the higher of two: the bytes that must move at the bandwidth of a copy, and the products over all scores
+(or states) at the rate of a large matrix product, both measured beside the ops. The Gram form makes no scores and can
+pass below it."""
 
 
 def quickstart() -> str:
@@ -37,19 +41,20 @@ def ops() -> str:
         machine = measured["machine"]
         lines += [
             f"{machine['device']}, torch {machine['torch']}:\n",
-            "| op | shape | eager | torch.compile | ours | best of the others / ours |",
-            "|---|---|---:|---:|---:|---:|",
+            "| op | shape | eager | torch.compile | ours | best of the others / ours | MiB, ours / least of the others "
+            "| floor, part of ours |",
+            "|---|---|---:|---:|---:|---:|---:|---:|",
             *map(_op_row, measured["results"]),
             "",
         ]
-    return "\n".join(lines).strip()
+    return "\n".join([*lines, NOTE])
 
 
-def _op_row(result: dict[str, Any]) -> str:
-    both = {name: ms["both"] for name, ms in result["ms"].items()}
-    ours, ours_name = min((ms, name) for name, ms in both.items() if name.startswith("ours"))
-    compiled = [both[name] for name in ("compile", "max-autotune") if name in both]
-    others = [*compiled, *([both["eager"]] if "eager" in both else [])]
+def _op_row(result: Result) -> str:
+    ms, mib = both(result), result["peak_mib"]
+    ours = least(ms, ours=True)
+    ours_name = min((name for name in ms if name.startswith("ours")), key=lambda name: ms[name], default="")
+    compiled = min((ms[name] for name in ("compile", "max-autotune") if name in ms), default=None)
     shape = result["shape"]
     what = f"{shape['sequences']} x {shape['length']}, head sizes {shape['d_s']}/{shape['d_t']}"
     if result["op"] == "hidden_mse":
@@ -58,14 +63,28 @@ def _op_row(result: dict[str, Any]) -> str:
     if result["op"] == "soft_cross_entropy":
         what = f"{shape['sequences']:,} rows, {shape['classes']:,} classes"
     way = ours_name.partition(", ")[2]
-    return (
-        f"| `{result['op']}`{f' ({way})' if way else ''} | {what} | {_ms(both.get('eager'))} | "
-        f"{_ms(min(compiled, default=None))} | {_ms(ours)} | {f'{min(others) / ours:.1f}x' if others else '-'} |"
-    )
+    name, floor_ms = floor(result)
+    cells = [
+        f"`{result['op']}`{f' ({way})' if way else ''}",
+        what,
+        _ms(ms.get("eager")),
+        _ms(compiled),
+        _ms(ours),
+        speedup(result),
+        f"{_mib(mib.get(ours_name))} / {_mib(least(mib, ours=False))}",
+        f"{_ms(floor_ms)} ({name}), {share(result)}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
+    if value is None or value < 0.001:
+        return "-" if value is None else "< 0.001 ms"
+    return f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms" if value >= 0.1 else f"{value:.3f} ms"
+
+
+def _mib(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def render(readme: str) -> str:

@@ -1,9 +1,12 @@
 """README.md holds what the committed results say."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from bench import table
+from bench.figures import line
 from bench.table import render
 
 README = Path(__file__).parents[2] / "README.md"
@@ -23,3 +26,61 @@ def test_a_figure_typed_by_hand_is_found() -> None:
 def test_missing_block_is_an_error() -> None:
     with pytest.raises(ValueError, match="one block <!-- quickstart -->"):
         render("# a readme without blocks\n")
+
+
+RESULT = {
+    "op": "attention_score_mse",
+    "shape": {"sequences": 8, "length": 512, "heads": 12, "d_s": 26, "d_t": 64, "layers": 1, "classes": 2},
+    "dtype": "bfloat16",
+    "bytes_moved": 100,
+    "flops": 2000,
+    "floor_ms": {"bytes": 0.5, "flops": 2.0},
+    "ms": {
+        "eager": {"both": 30.0, "forward": 1.0, "backward": 1.0},
+        "compile": {"both": 16.0, "forward": 1.0, "backward": 1.0},
+        "max-autotune": {"both": 4.0, "forward": 1.0, "backward": 1.0},
+        "ours, tiled": {"both": 5.0, "forward": 0.5, "backward": 0.5},
+        "ours, gram": {"both": 4.0, "forward": 1.0, "backward": 1.0},
+    },
+    "peak_mib": {"eager": 300.0, "compile": 4000.0, "ours, tiled": 1.0, "ours, gram": 2.5},
+    "error": {"eager": {"loss": 1e-3, "q_s": 2e-3}, "ours, gram": {"loss": 1e-4, "q_s": float("nan")}},
+    "failed": {},
+}
+
+
+def ops_table(result: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    path = tmp_path / "bench" / "results" / "machine" / "ops.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"machine": {"device": "GPU", "torch": "2"}, "results": [result]}))
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    return table.ops().splitlines()
+
+
+def test_row_of_an_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, _, names, rule, row, *_ = ops_table(RESULT, tmp_path, monkeypatch)
+    assert machine == "GPU, torch 2:"
+    assert names.count("|") == rule.count("|") == row.count("|")
+    assert row == (
+        "| `attention_score_mse` (gram) | 8 x 512, head sizes 26/64 | 30.0 ms | 4.00 ms | 4.00 ms | 1.0x | 2.5 / 300 | "
+        "2.00 ms (flops), 50 % |"
+    )
+
+
+def test_row_of_an_op_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {**RESULT, "ms": {"eager": {"forward": 1.0}}, "peak_mib": {}}
+    assert "| - | - | - | - | - / - | 2.00 ms (flops), - |" in ops_table(broken, tmp_path, monkeypatch)[4]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0, "< 0.001 ms"), (0.002, "0.002 ms"), (0.5, "0.50 ms"), (1234.56, "1234.6 ms")],
+)
+def test_milliseconds(value: float | None, text: str) -> None:
+    assert table._ms(value) == text
+
+
+def test_line_of_a_measurement() -> None:
+    assert line(RESULT).split("  ", 1)[1].strip() == (
+        "8x512 26/64          1.0x  eager 30.000 (2e-03)  compile 16.000  max-autotune 4.000  ours, tiled 5.000  "
+        "ours, gram 4.000 (nan)  floors 0.500 for bytes, 2.000 for flops: 50 %"
+    )

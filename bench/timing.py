@@ -1,0 +1,134 @@
+"""How one call is measured: its time, its memory; and what the machine could do at best."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.accuracy import leaves, loss_of
+
+Call = Callable[[], object]
+Ready = Callable[[], Call]
+"""Makes ready, outside of the timing, what is then timed."""
+
+
+def passes(function: Callable[..., Any], inputs: dict[str, Any], differentiable: tuple[str, ...]) -> dict[str, Ready]:
+    """What is timed: both passes, the forward pass without gradients, the backward pass of a loss made just before.
+
+    An op that makes its gradient in the forward pass has little left for "backward": only "both" compares it.
+    """
+    flat = leaves(inputs, differentiable)
+
+    def both() -> None:
+        torch.autograd.grad(loss_of(function, inputs), flat)
+
+    def forward() -> None:
+        with torch.no_grad():
+            loss_of(function, inputs)
+
+    return {
+        "both": lambda: both,
+        "forward": lambda: forward,
+        "backward": lambda: functools.partial(torch.autograd.grad, loss_of(function, inputs), flat),
+    }
+
+
+def warmed_up(ready: Ready) -> Ready:
+    """`ready` after three calls, which compile whatever is to be compiled."""
+    for _ in range(3):
+        ready()()
+    return ready
+
+
+def timed(ready: Ready, device: str) -> float:
+    """Milliseconds of one call; on a GPU with nothing in its L2 cache, launches included."""
+    call = ready()
+    if device == "cuda":
+        _l2_filler().zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end))
+    start_s = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start_s)
+
+
+@functools.cache
+def _l2_filler() -> Tensor:
+    """Four times the GPU's L2 cache: twice would do if it always gave up what is oldest."""
+    size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return torch.empty(4 * size, dtype=torch.uint8, device="cuda")
+
+
+def peak_mib(call: Call, device: str) -> float:
+    """Memory that a call takes beside its inputs, as PyTorch's allocator counts it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        call()
+    assert profile.kineto_results is not None
+    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    taken = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        taken += event.nbytes()  # negative where memory is given back
+        most = max(most, taken)
+    return most / 2**20
+
+
+def captured(call: Call) -> Ready:
+    """The kernels of `call` as one CUDA graph: replaying it launches once."""
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # puts the current stream back, also where a capture fails halfway
+        for _ in range(3):
+            call()
+        gc.collect()  # what Python frees during a capture may break it
+        with torch.cuda.graph(graph):
+            call()
+    torch.cuda.synchronize()
+    return lambda: graph.replay
+
+
+def machine_limits(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Copy bandwidth, and rate of matrix products in `dtype`, as this machine has them now."""
+    size = 2**28 if device == "cuda" else 2**25
+    source = torch.ones(size, device=device)
+    target = torch.empty_like(source)
+    side = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))  # zeros and ones would run cooler
+
+    def median(call: Call) -> float:
+        ready = warmed_up(lambda: call)
+        return statistics.median(timed(ready, device) for _ in range(10))
+
+    copy, product = median(lambda: target.copy_(source)), median(lambda: a @ b)
+    return {"copy_bytes_per_s": 2 * 4 * size / copy * 1000, "flops_per_s": 2 * side**3 / product * 1000}
+
+
+def device_name(device: str) -> str:
+    """What the machine calls its GPU or its processor."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,122 @@
+"""What is timed is the pass that is named; memory is what one counts by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.opponents import EAGER
+from bench.timing import machine_limits, passes, peak_mib, timed
+from fastdistill_kernels.spec import Shape
+from fastdistill_kernels.specs import SOFT_CROSS_ENTROPY
+
+log: list[str] = []
+
+
+class Square(torch.autograd.Function):
+    """Tells which of its passes runs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        log.append("forward")
+        ctx.save_for_backward(x)
+        return x.square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> Tensor:  # type: ignore[override]
+        log.append("backward")
+        (x,) = ctx.saved_tensors
+        return 2 * x * d_loss
+
+
+@pytest.mark.parametrize(
+    ("what", "before", "during"),
+    [
+        ("both", [], ["forward", "backward"]),
+        ("forward", [], ["forward", "without gradients"]),
+        ("backward", ["forward"], ["backward"]),
+    ],
+)
+def test_passes(what: str, before: list[str], during: list[str]) -> None:
+    def loss(x: Tensor) -> Tensor:
+        found: Tensor = Square.apply(x)
+        if not found.requires_grad:
+            log.append("without gradients")
+        return found
+
+    x = torch.ones(3)
+    ready = passes(loss, {"x": x}, ("x",))[what]
+    for _ in range(2):
+        log.clear()
+        call = ready()
+        assert log == before
+        log.clear()
+        call()
+        assert log == during
+    assert x.grad is None
+
+
+def test_only_the_call_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([5.0, 5.25])
+
+    def ready() -> Any:
+        log.append("ready")
+        return lambda: log.append("call")
+
+    def now() -> float:
+        log.append("clock")
+        return next(clock)
+
+    log.clear()
+    monkeypatch.setattr("bench.timing.time.perf_counter", now)
+    assert timed(ready, "cpu") == 250
+    assert log == ["ready", "clock", "call", "clock"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_backward_pass_of_a_compiled_loss() -> None:
+    """Compiled backward passes may give their buffers away: each is run once."""
+    inputs = SOFT_CROSS_ENTROPY.inputs(Shape((1,) * 3, classes=5))
+    compiled = torch.compile(EAGER["soft_cross_entropy"], dynamic=False)
+    expected, actual = (
+        passes(function, inputs, SOFT_CROSS_ENTROPY.differentiable)["backward"]()
+        for function in (EAGER["soft_cross_entropy"], compiled)
+    )
+    torch.testing.assert_close(actual(), expected())
+
+
+def test_peak_memory_counted_by_hand() -> None:
+    x = torch.ones(2**18)  # 1 MiB
+
+    def call() -> None:
+        a = x + x  # 1
+        b = torch.cat([a, a])  # 3
+        del a  # 2
+        c = b + b  # 4, the peak; scalars and what the profiler itself takes are bytes
+        del b, c
+        torch.cat([x, x, x])  # 3
+
+    assert peak_mib(call, "cpu") == pytest.approx(4, abs=1e-3)
+    assert peak_mib(lambda: None, "cpu") == 0
+
+
+def test_peak_memory_of_a_backward_pass() -> None:
+    """Of sum(exp(x)): exp(x) is kept until its product with the incoming gradient is made."""
+    call = passes(lambda x: x.exp().sum(), {"x": torch.ones(2**18)}, ("x",))["both"]()
+    assert peak_mib(call, "cpu") == pytest.approx(2, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_machine_limits_are_those_of_a_machine(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes: list[torch.dtype] = []
+
+    def timed(ready: Any, _: str) -> float:
+        dtypes.append(ready()().dtype)
+        return 2.0
+
+    monkeypatch.setattr("bench.timing.timed", timed)
+    assert machine_limits("cpu", dtype) == {"copy_bytes_per_s": 2**28 / 2e-3, "flops_per_s": 2 * 1024**3 / 2e-3}
+    assert dtypes == [torch.float32] * 10 + [dtype] * 10
