@@ -14,14 +14,14 @@ def key(result: Result) -> str:
     return json.dumps([result["op"], result["shape"], result["dtype"]])
 
 
-def load(path: Path, machine: dict[str, Any]) -> dict[str, Result]:
-    """The results that `path` holds, by key; none if there is no such file.
+def load(path: Path, machine: dict[str, Any]) -> tuple[dict[str, Result], dict[str, Any]]:
+    """The results that `path` holds, by key, and what it says of the machine; nothing if there is no such file.
 
     Raises:
         ValueError: they are of another device or another torch.
     """
     if not path.exists():
-        return {}
+        return {}, {}
     kept = json.loads(path.read_text())
     for name in ("device", "torch"):
         if kept["machine"][name] != machine[name]:
@@ -29,7 +29,7 @@ def load(path: Path, machine: dict[str, Any]) -> dict[str, Result]:
                 f"holds results of {name} {kept['machine'][name]}, this is {machine[name]}: "
                 "pass another --out, or remove the file"
             )
-    return {key(result): result for result in kept["results"]}
+    return {key(result): result for result in kept["results"]}, kept["machine"]
 
 
 def save(path: Path, machine: dict[str, Any], results: dict[str, Result]) -> None:
@@ -50,15 +50,23 @@ def least(values: dict[str, float], ours: bool) -> float | None:
     return min((value for name, value in values.items() if name.startswith("ours") == ours), default=None)
 
 
-def floor(result: Result) -> tuple[str, float]:
+def floors(result: Result, machine: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds below which the machine's copy bandwidth and its matrix rate let no two passes come."""
+    return {
+        "bytes": 1000 * result["bytes_moved"] / machine["copy_bytes_per_s"],
+        "flops": 1000 * result["flops"] / machine["flops_per_s"],
+    }
+
+
+def floor(result: Result, machine: dict[str, Any]) -> tuple[str, float]:
     """The higher of the two floors and its milliseconds."""
-    return max(result["floor_ms"].items(), key=lambda item: item[1])
+    return max(floors(result, machine).items(), key=lambda item: item[1])
 
 
-def share(result: Result) -> str:
+def share(result: Result, machine: dict[str, Any]) -> str:
     """The floor as a part of the fastest of ours, in percent."""
     ours = least(both(result), ours=True)
-    return f"{100 * floor(result)[1] / ours:.0f} %" if ours else "-"
+    return f"{100 * floor(result, machine)[1] / ours:.0f} %" if ours else "-"
 
 
 def speedup(result: Result) -> str:
@@ -75,11 +83,14 @@ def label(result: Result) -> str:
     return f"{shape['sequences']}x{shape['length']} {shape['d_s']}/{shape['d_t']}"
 
 
-def line(result: Result) -> str:
+def line(result: Result, machine: dict[str, Any]) -> str:
     """A measurement in one line, and one for each failure."""
     listed = "  ".join(f"{name} {ms:.3f}{_worst_error(result, name)}" for name, ms in both(result).items())
-    floors = ", ".join(f"{ms:.3f} for {name}" for name, ms in result["floor_ms"].items())
-    measured = f"{result['op']:<22}{label(result):<18}{speedup(result):>7}  {listed}  floors {floors}: {share(result)}"
+    least_ms = ", ".join(f"{ms:.3f} for {name}" for name, ms in floors(result, machine).items())
+    measured = (
+        f"{result['op']:<22}{label(result):<18}{speedup(result):>7}  {listed}  "
+        f"floors {least_ms}: {share(result, machine)}"
+    )
     return "\n".join([measured, *(f"  {name}: {why}" for name, why in result["failed"].items())])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from bench.figures import Result, both, floor, least, share, speedup
 from fastdistill.report import table
@@ -44,13 +45,13 @@ def ops() -> str:
             "| op | shape | eager | torch.compile | ours | best of the others / ours | MiB, ours / least of the others "
             "| floor, part of ours |",
             "|---|---|---:|---:|---:|---:|---:|---:|",
-            *map(_op_row, measured["results"]),
+            *(_op_row(result, machine) for result in measured["results"]),
             "",
         ]
     return "\n".join([*lines, NOTE])
 
 
-def _op_row(result: Result) -> str:
+def _op_row(result: Result, machine: dict[str, Any]) -> str:
     ms, mib = both(result), result["peak_mib"]
     ours = least(ms, ours=True)
     ours_name = min((name for name in ms if name.startswith("ours")), key=lambda name: ms[name], default="")
@@ -63,7 +64,7 @@ def _op_row(result: Result) -> str:
     if result["op"] == "soft_cross_entropy":
         what = f"{shape['sequences']:,} rows, {shape['classes']:,} classes"
     way = ours_name.partition(", ")[2]
-    name, floor_ms = floor(result)
+    name, floor_ms = floor(result, machine)
     cells = [
         f"`{result['op']}`{f' ({way})' if way else ''}",
         what,
@@ -72,7 +73,7 @@ def _op_row(result: Result) -> str:
         _ms(ours),
         speedup(result),
         f"{_mib(mib.get(ours_name))} / {_mib(least(mib, ours=False))}",
-        f"{_ms(floor_ms)} ({name}), {share(result)}",
+        f"{_ms(floor_ms)} ({name}), {share(result, machine)}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -34,7 +34,6 @@ RESULT = {
     "dtype": "bfloat16",
     "bytes_moved": 100,
     "flops": 2000,
-    "floor_ms": {"bytes": 0.5, "flops": 2.0},
     "ms": {
         "eager": {"both": 30.0, "forward": 1.0, "backward": 1.0},
         "compile": {"both": 16.0, "forward": 1.0, "backward": 1.0},
@@ -48,10 +47,13 @@ RESULT = {
 }
 
 
+MACHINE = {"device": "GPU", "torch": "2", "copy_bytes_per_s": 2e5, "flops_per_s": 1e6}
+
+
 def ops_table(result: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     path = tmp_path / "bench" / "results" / "machine" / "ops.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"machine": {"device": "GPU", "torch": "2"}, "results": [result]}))
+    path.write_text(json.dumps({"machine": MACHINE, "results": [result]}))
     monkeypatch.setattr(table, "ROOT", tmp_path)
     return table.ops().splitlines()
 
@@ -80,7 +82,7 @@ def test_milliseconds(value: float | None, text: str) -> None:
 
 
 def test_line_of_a_measurement() -> None:
-    assert line(RESULT).split("  ", 1)[1].strip() == (
+    assert line(RESULT, MACHINE).split("  ", 1)[1].strip() == (
         "8x512 26/64          1.0x  eager 30.000 (2e-03)  compile 16.000  max-autotune 4.000  ours, tiled 5.000  "
         "ours, gram 4.000 (nan)  floors 0.500 for bytes, 2.000 for flops: 50 %"
     )
