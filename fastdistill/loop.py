@@ -5,53 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastdistill.batch import Batch
 from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, weights
 from fastdistill.data.packing import Loader
 from fastdistill.log import Log
 from fastdistill.losses.objective import Objective, check_alive
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
-from fastdistill.recipe import Optim, Recipe, Stage
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Where and how a run computes."""
-
-    device: torch.device
-    dtype: torch.dtype
-    logging_steps: int
-    save_steps: int
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> Runtime:
-        """Resolve what the recipe left to the hardware.
-
-        Raises:
-            ValueError: the GPU asked for is not there.
-        """
-        name = recipe.device if recipe.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is cuda, but torch sees no GPU: use --device cpu or auto")
-        bf16 = torch.cuda.is_bf16_supported() if name == "cuda" else _cpu_has_bf16()
-        chosen = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if bf16 else torch.float32}
-        return cls(torch.device(name), chosen[recipe.precision], recipe.logging_steps, recipe.save_steps)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Matrix products in the run's precision; weights, norms and losses stay in fp32."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+from fastdistill.recipe import Optim, Stage
+from fastdistill.step import Runtime, Step
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
@@ -62,16 +27,6 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
     done = (step - warmup) / max(1, steps - warmup)
     factor = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
     return optim.learning_rate * factor[optim.lr_scheduler_type]
-
-
-def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
-    """AdamW; weight decay acts on matrices and embeddings, not on biases and norms."""
-    parameters = [p for module in modules for p in module.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
 
 
 def epoch_ends(loader: Loader, steps: int, accumulate: int) -> frozenset[int]:
@@ -141,8 +96,8 @@ def train(
         FloatingPointError: a loss or the gradient is not finite.
         OSError: a checkpoint could not be written.
     """
-    optimizer = make_optimizer(stage.optim, student, objective)
-    state = TrainingState(student, objective, optimizer, Progress())
+    step = Step(student, teacher, objective, stage, runtime)
+    state = TrainingState(student, objective, step.optimizer, Progress())
     if found := checkpoints.latest():
         try:
             state.restore(found)
@@ -152,41 +107,26 @@ def train(
     else:
         log.forget(name)
     progress, meter = state.progress, Meter()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     accumulate = stage.gradient_accumulation_steps
     batches = loader.batches(start=progress.step * accumulate)
     score_at = epoch_ends(loader, steps, accumulate) if validate and stage.keep == "best" else frozenset()
     log.stage(name, steps, progress.step)
     student.train()
 
-    def forward(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = batch.to(runtime.device)
-        with runtime.autocast():
-            target = teacher(batch, objective.teacher_taps) if teacher is not None else None
-            output = student(batch, objective.student_taps)
-            loss, values = objective(output, target, batch)
-        return loss, values
-
     if progress.step == 0:
         _, first = next(loader.batches())
         with torch.random.fork_rng():  # the guard must not move the dropout of what follows
-            check_alive(lambda: forward(first)[1], student)
+            check_alive(lambda: step.forward(first)[1], student)
 
     clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
     while progress.step < steps:
         totals: dict[str, Tensor] = {}
         for _ in range(accumulate):
             _, batch = next(batches)
-            loss, values = forward(batch)
-            (loss / accumulate).backward()
+            for term, value in step.backward(batch).items():
+                totals[term] = totals.get(term, 0) + value / accumulate
             progress.tokens += batch.num_tokens
-            for term, value in (values | {"loss": loss}).items():
-                totals[term] = totals.get(term, 0) + value.detach() / accumulate
-        norm = nn.utils.clip_grad_norm_(parameters, stage.optim.max_grad_norm or math.inf)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage.optim, progress.step, steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        norm = step.update(learning_rate(stage.optim, progress.step, steps))
         meter.add(totals | {"gradient norm": norm})
         progress.step += 1
 
@@ -198,7 +138,7 @@ def train(
             log.step(
                 step=progress.step,
                 tokens_per_second=(progress.tokens - logged_tokens) / (progress.seconds - logged_seconds),
-                losses={term: means[term] for term in values},
+                losses={term: means[term] for term in objective.weights},
                 loss=means["loss"],
                 gradient_norm=means["gradient norm"],
                 learning_rate=learning_rate(stage.optim, progress.step - 1, steps),
@@ -212,7 +152,7 @@ def train(
             log.record(event="validation", stage=name, step=progress.step, score=score)
             if progress.best_score is None or score >= progress.best_score:
                 progress.best_score, state.best = score, weights(student)
-        if (save or last) and not all(p.isfinite().all() for p in parameters):
+        if (save or last) and not all(p.isfinite().all() for p in step.parameters):
             raise FloatingPointError(_not_finite(name, progress.step, "weights are", "not finite"))
         if save:
             progress.log_offset = log.offset

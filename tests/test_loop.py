@@ -1,4 +1,4 @@
-"""The loop's parts: schedule, decay groups, epoch ends, the meter, accumulation."""
+"""The loop's parts: schedule, epoch ends, the meter, accumulation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fastdistill.batch import Batch
 from fastdistill.checkpoint import Checkpoints, Progress
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.log import Log
-from fastdistill.loop import Meter, Runtime, epoch_ends, learning_rate, make_optimizer, train
+from fastdistill.loop import Meter, epoch_ends, learning_rate, train
 from fastdistill.losses.objective import Objective
 from fastdistill.models.capture import Captured
 from fastdistill.models.encoder import Encoder
 from fastdistill.recipe import Losses, Optim, Stage
-from tests.tiny import tiny_recipe
+from fastdistill.step import Runtime, make_optimizer
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
@@ -41,14 +41,6 @@ def test_learning_rate_rises_to_its_peak_and_falls_as_named(kind: str) -> None:
 
 def test_no_warmup_starts_at_the_peak() -> None:
     assert learning_rate(Optim(learning_rate=3.0, warmup_ratio=0.0), 0, 10) == 3.0
-
-
-def test_weight_decay_spares_biases_and_norms() -> None:
-    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4))
-    decayed, spared = make_optimizer(Optim(weight_decay=0.3), model).param_groups
-    assert {tuple(p.shape) for p in decayed["params"]} == {(5, 4), (4, 4)}
-    assert [p.ndim for p in spared["params"]] == [1, 1, 1]
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
 
 
 def sequences(count: int = 30) -> Sequences:
@@ -284,26 +276,3 @@ def test_weights_that_overflow_are_not_handed_on(tmp_path: Path, world: Path) ->
     stage = replace(HARD, optim=Optim(learning_rate=1e38, warmup_ratio=0.0, weight_decay=1e3, max_grad_norm=0.0))
     with pytest.raises(FloatingPointError, match=r"stage x, step 1: the .* is|weights are not finite"):
         train_once(tmp_path, load(world), stage, 1)
-
-
-def test_runtime_follows_the_recipe(world: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(world, tmp_path)
-    assert Runtime.of(replace(recipe, device="cpu", precision="bf16")).dtype == torch.bfloat16
-    assert Runtime.of(replace(recipe, device="cpu", precision="fp32")).dtype == torch.float32
-
-
-@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_precision_is_that_of_the_hardware(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool, dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr(loop, "_cpu_has_bf16", lambda: has)
-    assert Runtime.of(replace(tiny_recipe(world, tmp_path), device="cpu", precision="auto")).dtype == dtype
-
-
-def test_autocast_multiplies_in_bf16_and_keeps_the_weights() -> None:
-    layer = nn.Linear(4, 4)
-    with Runtime(torch.device("cpu"), torch.bfloat16, 1, 1).autocast():
-        assert layer(torch.ones(1, 4)).dtype == torch.bfloat16
-    with RUNTIME.autocast():
-        assert layer(torch.ones(1, 4)).dtype == torch.float32
-    assert layer.weight.dtype == torch.float32

@@ -1,0 +1,103 @@
+"""One step of training: the losses of a batch, their gradients, the update."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastdistill.batch import Batch
+from fastdistill.losses.objective import Objective
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Live
+from fastdistill.recipe import Optim, Recipe, Stage
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    logging_steps: int
+    save_steps: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Runtime:
+        """Resolve what the recipe left to the hardware.
+
+        Raises:
+            ValueError: the GPU asked for is not there.
+        """
+        name = recipe.device if recipe.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda, but torch sees no GPU: use --device cpu or auto")
+        bf16 = torch.cuda.is_bf16_supported() if name == "cuda" else _cpu_has_bf16()
+        chosen = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if bf16 else torch.float32}
+        return cls(torch.device(name), chosen[recipe.precision], recipe.logging_steps, recipe.save_steps)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in the run's precision; weights, norms and losses stay in fp32."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
+    """AdamW; weight decay acts on matrices and embeddings, not on biases and norms."""
+    parameters = [p for module in modules for p in module.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
+
+
+class Step:
+    """What `train` repeats: `backward` for each batch of a step, then `update`.
+
+    Args:
+        student, objective: what is trained.
+        teacher: None for training on gold labels alone.
+        stage: its schedule decides how many batches make a step, and how large a gradient may be.
+        runtime: where, and in which precision.
+    """
+
+    def __init__(
+        self, student: Encoder, teacher: Live | None, objective: Objective, stage: Stage, runtime: Runtime
+    ) -> None:
+        self.student, self.teacher, self.objective, self.runtime = student, teacher, objective, runtime
+        self.accumulate = stage.gradient_accumulation_steps
+        self.max_grad_norm = stage.optim.max_grad_norm or math.inf
+        self.optimizer = make_optimizer(stage.optim, student, objective)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch and its terms, unweighted."""
+        batch = batch.to(self.runtime.device)
+        with self.runtime.autocast():
+            target = self.teacher(batch, self.objective.teacher_taps) if self.teacher is not None else None
+            output = self.student(batch, self.objective.student_taps)
+            loss, values = self.objective(output, target, batch)
+        return loss, values
+
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the gradients of one batch of the step; returns its loss and terms, on the device."""
+        loss, values = self.forward(batch)
+        (loss / self.accumulate).backward()
+        return {name: value.detach() for name, value in (values | {"loss": loss}).items()}
+
+    def update(self, learning_rate: float) -> Tensor:
+        """Clip the gradients, move the weights, and return the norm that the gradients had, on the device."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
