@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastdistill.batch import Batch
 from fastdistill.losses.objective import Objective
+from fastdistill.models.capture import Captured
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Optim, Recipe, Stage
@@ -78,11 +79,15 @@ class Step:
         self.optimizer = make_optimizer(stage.optim, student, objective)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def teach(self, batch: Batch) -> Captured | None:
+        """What the teacher has to say of a batch, if there is a teacher."""
+        return self.teacher(batch, self.objective.teacher_taps) if self.teacher is not None else None
+
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its terms, unweighted."""
         batch = batch.to(self.runtime.device)
         with self.runtime.autocast():
-            target = self.teacher(batch, self.objective.teacher_taps) if self.teacher is not None else None
+            target = self.teach(batch)
             output = self.student(batch, self.objective.student_taps)
             loss, values = self.objective(output, target, batch)
         return loss, values

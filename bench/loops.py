@@ -1,0 +1,219 @@
+"""Whole training loops over one workload: as published programs have them, and ours.
+
+Each runs a number of optimiser steps and calls `after` with the real tokens and the losses of every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, BertModel
+
+from bench.workload import Workload
+from fastdistill.batch import Batch
+from fastdistill.data.packing import Loader, Sequences
+from fastdistill.losses.objective import Objective
+from fastdistill.models.capture import ATTENTION
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Live
+from fastdistill.recipe import Optim, Stage
+from fastdistill.stages import LATENT
+from fastdistill.step import Runtime, Step, make_optimizer
+
+After = Callable[[int, dict[str, float]], None]
+Loop = Callable[[Workload, Sequences, Runtime, int, After], None]
+OPTIM = Optim(learning_rate=1e-4)
+SCORES = "fastdistill_bench_scores"
+
+
+def attention_scores(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    scores: list[Tensor] | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attention that writes its maps out, and keeps the scores as they are before the softmax."""
+    raw = query @ key.mT * scaling
+    if scores is not None:
+        scores.append(raw)
+    masked = raw if attention_mask is None else raw + attention_mask
+    return (masked.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(SCORES, attention_scores)
+
+
+class WithScores(nn.Module):
+    """A padded BERT that returns all hidden states and all raw scores."""
+
+    def __init__(self, model: BertModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        scores: list[Tensor] = []
+        additive = torch.where(mask[:, None, None, :], 0.0, torch.finfo(torch.float32).min)
+        hidden = self.model(input_ids, attention_mask=additive, output_hidden_states=True, scores=scores).hidden_states
+        return hidden, scores
+
+
+def models(work: Workload, attention: str) -> tuple[BertModel, BertModel]:
+    """Teacher and student with the same random weights in every loop."""
+    made = []
+    for seed, name in enumerate((work.teacher, work.student)):
+        torch.manual_seed(seed)
+        made.append(BertModel._from_config(work.config(name), attn_implementation=attention, add_pooling_layer=False))
+    return made[0].eval(), made[1].train()
+
+
+def projection(work: Workload) -> nn.Linear:
+    torch.manual_seed(2)
+    return nn.Linear(work.config(work.student).hidden_size, work.config(work.teacher).hidden_size)
+
+
+def padded(work: Workload, sequences: Sequences, steps: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and mask ``(B, length)``, sequence after sequence."""
+    places = torch.arange(work.length)
+    for step in range(steps):
+        rows = np.arange(step * work.batch_size, (step + 1) * work.batch_size)
+        taken = sequences.take(rows)
+        mask = places < torch.from_numpy(taken.lengths)[:, None]
+        ids = torch.zeros(mask.shape, dtype=torch.int64)
+        ids[mask] = torch.from_numpy(taken.input_ids)
+        yield ids.to(device), mask.to(device)
+
+
+def masked_mse(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """The mean over places that hold a token; maps ``(B, H, S, S)`` or states ``(B, S, D)``."""
+    if x.dim() == 4:
+        real = (mask[:, None, :, None] & mask[:, None, None, :]).to(x.dtype)
+        return ((x - y) * real).square().sum() / (real.sum() * x.shape[1])
+    return ((x - y) * mask[..., None]).square().sum() / (mask.sum() * x.shape[-1])
+
+
+def latent(work: Workload, project: nn.Linear, student: Any, teacher: Any, mask: Tensor) -> dict[str, Tensor]:
+    """TinyBERT's losses of padded models, a sum over mapped layers."""
+    (hidden_s, scores_s), (hidden_t, scores_t) = student, teacher
+    pairs = work.layer_map
+    return {
+        "attention": sum(masked_mse(scores_s[m - 1], scores_t[n - 1], mask) for m, n in pairs),
+        "hidden": sum(masked_mse(project(hidden_s[m]), hidden_t[n], mask) for m, n in pairs),
+        "embedding": masked_mse(project(hidden_s[0]), hidden_t[0], mask),
+    }  # type: ignore[dict-item]
+
+
+def published(
+    work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After, fast: bool = False
+) -> None:
+    """Padded to the greatest length, fp32, maps written out, all layers kept, one `.item()` a term and step.
+
+    With `fast`, bf16 autocast and torch.compile.
+    """
+    teacher, student = (WithScores(model).to(runtime.device) for model in models(work, SCORES))
+    project = projection(work).to(runtime.device)
+    optimizer = make_optimizer(OPTIM, student, project)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def losses(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = teacher(ids, mask)
+        return latent(work, project, student(ids, mask), target, mask)
+
+    if fast:
+        losses = torch.compile(losses, dynamic=False)
+    for ids, mask in padded(work, sequences, steps, runtime.device):
+        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=fast):
+            terms = losses(ids, mask)
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        after(int(mask.sum()), {name: value.item() for name, value in terms.items()})
+
+
+def compiled(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
+    """`published` with bf16 autocast and torch.compile."""
+    published(work, sequences, runtime, steps, after, fast=True)
+
+
+def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
+    """TextBrewer's GeneralDistiller (PyPI `textbrewer` and `tensorboard`), which logs every loss of every step.
+
+    It has a projection for each pair of layers, and averages attention over real places in its own way.
+    """
+    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig  # type: ignore[import-not-found]
+
+    teacher, student = (WithScores(model).to(runtime.device) for model in models(work, SCORES))
+    sizes = [work.config(name).hidden_size for name in (work.student, work.teacher)]
+    matches: list[dict[str, Any]] = [
+        {"layer_S": m - 1, "layer_T": n - 1, "feature": "attention", "loss": "attention_mse", "weight": 1}
+        for m, n in work.layer_map
+    ]
+    for m, n in ((0, 0), *work.layer_map):
+        way = ["linear", *sizes]
+        matches.append(
+            {"layer_S": m, "layer_T": n, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": way}
+        )
+
+    def adaptor(batch: tuple[Tensor, Tensor], output: tuple[tuple[Tensor, ...], list[Tensor]]) -> dict[str, Any]:
+        return {"hidden": output[0], "attention": output[1], "inputs_mask": batch[1].long()}
+
+    class Logged(GeneralDistiller):  # type: ignore[misc]
+        def write_loss(
+            self, total_loss: Tensor, writer_step: int, losses_dict: dict[str, Tensor] | None = None
+        ) -> None:
+            super().write_loss(total_loss, writer_step, losses_dict)
+            self.found = {name: value.item() for name, value in (losses_dict or {}).items()}
+
+        def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for ids, mask in padded(work, sequences, steps, runtime.device):
+                yield ids, mask
+                after(int(mask.sum()), self.found)  # the distiller asks for the next batch when a step is done
+
+    with TemporaryDirectory() as folder:
+        training = TrainingConfig(device=runtime.device, output_dir=folder, log_dir=folder, ckpt_steps=10**9)
+        distillation = DistillationConfig(kd_loss_weight=0, hard_label_weight=0, intermediate_matches=matches)
+        distiller = Logged(training, distillation, teacher, student, adaptor, adaptor)
+        optimizer = make_optimizer(OPTIM, student)
+        with distiller:
+            distiller.train(optimizer, distiller.batches(), num_steps=steps + 1, max_grad_norm=1.0)
+
+
+def our_step(work: Workload, runtime: Runtime) -> Step:
+    """The engine's step on the same models."""
+    teacher, student = (Encoder(model) for model in models(work, ATTENTION))
+    objective = Objective(LATENT, work.layer_map, student, teacher)
+    shared = objective.projections["shared"]
+    assert isinstance(shared, nn.Linear)
+    shared.load_state_dict(projection(work).state_dict())
+    live = Live(teacher.to(runtime.device), runtime.dtype)
+    stage = Stage(losses=LATENT, optim=OPTIM)
+    return Step(student.to(runtime.device).train(), live, objective.to(runtime.device), stage, runtime)
+
+
+def our_batches(work: Workload, sequences: Sequences) -> Iterator[Batch]:
+    """As the engine draws them: as many tokens as the other loops have in a batch on average."""
+    tokens = max(work.batch_size * int(sequences.offsets[-1]) // len(sequences), int(sequences.lengths.max()))
+    return (batch for _, batch in Loader(sequences, tokens, seed=0).batches())
+
+
+def ours(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
+    """The engine."""
+    step = our_step(work, runtime)
+    for _, batch in zip(range(steps), our_batches(work, sequences), strict=False):
+        values = step.backward(batch)
+        step.update(OPTIM.learning_rate)
+        after(batch.num_tokens, {name: float(values[name]) for name in step.objective.weights})
+
+
+LOOPS: dict[str, Loop] = {"published": published, "compiled": compiled, "textbrewer": textbrewer, "ours": ours}

@@ -1,0 +1,177 @@
+"""Measure whole distillation steps: published loops and ours, one process after the other.
+
+    python -m bench.step [--gpu | --cpu] [--teacher bert-base] [--student tinybert4] [--text sst2] [--length 64]
+                         [--blocks] [--batch_size 32] [--steps 10] [--loops published,compiled,textbrewer,ours]
+                         [--data FOLDER] [--out FILE.json]
+
+Real tokens per second (padding does not count), the median step, the most memory the process held, the share of the
+machine's matrix rate that the model's own arithmetic reaches, and for ours where the time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import loops
+from bench.timing import device_name, machine_limits
+from bench.workload import DATA, SHAPES, Workload
+from fastdistill.step import Runtime
+
+WARM_UP = 3  # steps, which compile whatever is to be compiled
+Result = dict[str, Any]
+
+
+def flops_per_token(work: Workload) -> float:
+    """Matrix products of the teacher's forward pass and the student's both passes; attention apart, which grows."""
+
+    def encoder(name: str) -> float:
+        layers, hidden, intermediate = SHAPES[name]
+        return layers * 2.0 * (4 * hidden * hidden + 2 * hidden * intermediate)
+
+    return encoder(work.teacher) + 3 * encoder(work.student)
+
+
+def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
+    """One loop in this process."""
+    work.check()
+    sequences = work.sequences((steps + WARM_UP + 1) * work.batch_size)
+    tokens: list[int] = []
+    moments: list[float] = []
+    losses: list[dict[str, float]] = []
+
+    def after(count: int, found: dict[str, float]) -> None:
+        tokens.append(count)
+        moments.append(time.perf_counter())  # every loop has waited for its losses by now
+        losses.append(found)
+
+    torch.manual_seed(0)
+    loops.LOOPS[name](work, sequences, runtime, steps + WARM_UP, after)
+    seconds = [b - a for a, b in zip(moments[WARM_UP - 1 :], moments[WARM_UP:], strict=False)]
+    rate = sum(tokens[WARM_UP:]) / sum(seconds)
+    return {
+        "loop": name,
+        "tokens_per_s": rate,
+        "sequences_per_s": work.batch_size * len(seconds) / sum(seconds) if name != "ours" else None,
+        "step_ms": 1000 * statistics.median(seconds),
+        "flops_per_s": rate * flops_per_token(work),
+        "peak_mib": peak_mib(runtime.device),
+        "losses": losses,
+        **({"parts_ms": parts(work, sequences, runtime)} if name == "ours" else {}),
+    }
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory that this process has held: on the GPU, or else altogether."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**10
+
+
+def parts(work: Workload, sequences: Any, runtime: Runtime, steps: int = 10) -> dict[str, float]:
+    """Where the time of our step goes: median milliseconds of each part, run one after the other."""
+    step = loops.our_step(work, runtime)
+    times: dict[str, list[float]] = {}
+
+    def timed(name: str, call: Any) -> Any:
+        start = time.perf_counter()
+        result = call()
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.setdefault(name, []).append(1000 * (time.perf_counter() - start))
+        return result
+
+    batches = loops.our_batches(work, sequences)
+    for _ in range(steps + WARM_UP):
+        batch = timed("data", lambda: next(batches).to(runtime.device))
+        with runtime.autocast():
+            target = timed("teacher", functools.partial(step.teach, batch))
+            output = timed("student forward", functools.partial(step.student, batch, step.objective.student_taps))
+            loss, _ = timed("losses", functools.partial(step.objective, output, target, batch))
+        timed("backward", loss.backward)
+        timed("update", lambda: step.update(loops.OPTIM.learning_rate))
+    return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+
+
+def in_a_process(name: str, options: argparse.Namespace) -> Result:
+    """`measure` where nothing else has run."""
+    given = vars(options) | {"loops": name, "out": None, "child": True}
+    flags = [f"--{key}={value}" for key, value in given.items() if value is not None and not isinstance(value, bool)]
+    flags += [f"--{key}" for key, value in given.items() if value is True]
+    done = subprocess.run([sys.executable, "-m", "bench.step", *flags], capture_output=True, text=True)
+    if done.returncode:
+        return {"loop": name, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
+    result: Result = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def line(result: Result, first: Result, limits: dict[str, float]) -> str:
+    """A measurement in one line."""
+    if "failed" in result:
+        return f"{result['loop']:<12}failed: {result['failed']}"
+    faster = result["tokens_per_s"] / first["tokens_per_s"] if "tokens_per_s" in first else float("nan")
+    return (
+        f"{result['loop']:<12}{result['tokens_per_s']:>9,.0f} tokens/s {faster:6.2f}x {result['step_ms']:9.1f} ms a step "
+        f"{result['peak_mib']:8,.0f} MiB {100 * result['flops_per_s'] / limits['flops_per_s']:5.1f} % of the matrix rate"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    defaults = Workload()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gpu", action="store_true", help="on the GPU (default where there is one)")
+    where.add_argument("--cpu", action="store_true", help="on the CPU")
+    parser.add_argument("--teacher", default=defaults.teacher)
+    parser.add_argument("--student", default=defaults.student)
+    parser.add_argument("--text", default=defaults.text)
+    parser.add_argument("--length", type=int, default=defaults.length, help="most tokens of a sequence")
+    parser.add_argument("--blocks", action="store_true", help="sequences of exactly that length")
+    parser.add_argument("--batch_size", type=int, default=defaults.batch_size)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts and the tokenizer")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
+    parser.add_argument("--loops", default=",".join(loops.LOOPS), help="which, the first being what others are held to")
+    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
+    names = options.loops.split(",")
+    work = Workload(
+        options.teacher, options.student, options.text, options.length, options.blocks, options.batch_size, options.data
+    )
+    try:
+        work.check()
+        if unknown := [name for name in names if name not in loops.LOOPS]:
+            raise ValueError(f"--loops {unknown[0]}: choose from {', '.join(loops.LOOPS)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if options.child:
+        print(json.dumps(measure(names[0], work, options.steps, Runtime(device, torch.bfloat16, 20, 200))))
+        return
+    limits = machine_limits(device.type, torch.bfloat16)
+    print(f"products {limits['flops_per_s'] / 1e12:.2f} TFLOP/s in bfloat16", flush=True)
+    results: list[Result] = []
+    for name in names:
+        results.append(in_a_process(name, options))
+        print(line(results[-1], results[0], limits), flush=True)
+    for part, ms in next((r["parts_ms"] for r in results if "parts_ms" in r), {}).items():
+        print(f"  {part:<16}{ms:9.1f} ms")
+    if options.out:
+        shape = {k: str(v) if isinstance(v, Path) else v for k, v in vars(work).items() if k != "data"}
+        facts = {"device": device_name(device.type), "torch": torch.__version__, **limits}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
