@@ -104,11 +104,9 @@ def latent(work: Workload, project: nn.Linear, student: Any, teacher: Any, mask:
     """TinyBERT's losses of padded models, a sum over mapped layers."""
     (hidden_s, scores_s), (hidden_t, scores_t) = student, teacher
     pairs = work.layer_map
-    return {
-        "attention": sum(masked_mse(scores_s[m - 1], scores_t[n - 1], mask) for m, n in pairs),
-        "hidden": sum(masked_mse(project(hidden_s[m]), hidden_t[n], mask) for m, n in pairs),
-        "embedding": masked_mse(project(hidden_s[0]), hidden_t[0], mask),
-    }  # type: ignore[dict-item]
+    attention = [masked_mse(scores_s[m - 1], scores_t[n - 1], mask) for m, n in pairs]
+    hidden = [masked_mse(project(hidden_s[m]), hidden_t[n], mask) for m, n in ((0, 0), *pairs)]
+    return {"attention": torch.stack(attention).sum(), "hidden": torch.stack(hidden[1:]).sum(), "embedding": hidden[0]}
 
 
 def published(
@@ -151,7 +149,7 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
 
     It has a projection for each pair of layers, and averages attention over real places in its own way.
     """
-    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig  # type: ignore[import-not-found]
+    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig  # type: ignore[import-not-found,unused-ignore]
 
     teacher, student = (WithScores(model).to(runtime.device) for model in models(work, SCORES))
     sizes = [work.config(name).hidden_size for name in (work.student, work.teacher)]
@@ -168,7 +166,7 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
     def adaptor(batch: tuple[Tensor, Tensor], output: tuple[tuple[Tensor, ...], list[Tensor]]) -> dict[str, Any]:
         return {"hidden": output[0], "attention": output[1], "inputs_mask": batch[1].long()}
 
-    class Logged(GeneralDistiller):  # type: ignore[misc]
+    class Logged(GeneralDistiller):  # type: ignore[misc,unused-ignore]
         def write_loss(
             self, total_loss: Tensor, writer_step: int, losses_dict: dict[str, Tensor] | None = None
         ) -> None:

@@ -121,8 +121,8 @@ def line(result: Result, first: Result, limits: dict[str, float]) -> str:
         return f"{result['loop']:<12}failed: {result['failed']}"
     faster = result["tokens_per_s"] / first["tokens_per_s"] if "tokens_per_s" in first else float("nan")
     return (
-        f"{result['loop']:<12}{result['tokens_per_s']:>9,.0f} tokens/s {faster:6.2f}x {result['step_ms']:9.1f} ms a step "
-        f"{result['peak_mib']:8,.0f} MiB {100 * result['flops_per_s'] / limits['flops_per_s']:5.1f} % of the matrix rate"
+        f"{result['loop']:<12}{result['tokens_per_s']:>9,.0f} tokens/s {faster:6.2f}x {result['step_ms']:9.1f} ms a step"
+        f"{result['peak_mib']:9,.0f} MiB{100 * result['flops_per_s'] / limits['flops_per_s']:6.1f} % of the matrix rate"
     )
 
 
@@ -146,9 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
     names = options.loops.split(",")
-    work = Workload(
-        options.teacher, options.student, options.text, options.length, options.blocks, options.batch_size, options.data
-    )
+    work = Workload(**{name: value for name, value in vars(options).items() if name in Workload.__dataclass_fields__})
     try:
         work.check()
         if unknown := [name for name in names if name not in loops.LOOPS]:

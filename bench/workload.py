@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
+from datasets import load_dataset
 from transformers import AutoTokenizer, BertConfig
 
 from fastdistill.data.packing import Sequences
@@ -89,18 +89,18 @@ class Workload:
         pieces: list[list[int]] = []
         rest: list[int] = []
         body = self.length - 2
-        for file in files:
-            for rows in pyarrow.parquet.ParquetFile(file).iter_batches(1000, columns=[column]):
-                for ids in tokenizer(rows[column].to_pylist(), add_special_tokens=False)["input_ids"]:
-                    if self.blocks:
-                        rest += ids
-                        while len(rest) >= body:
-                            pieces.append([cls, *rest[:body], sep])
-                            rest = rest[body:]
-                    elif ids:
-                        pieces.append([cls, *ids[:body], sep])
-                if len(pieces) >= count:
-                    break
+        rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
+        for batch in rows.select_columns([column]).iter(1000):
+            for ids in tokenizer(batch[column], add_special_tokens=False)["input_ids"]:
+                if self.blocks:
+                    rest += ids
+                    while len(rest) >= body:
+                        pieces.append([cls, *rest[:body], sep])
+                        rest = rest[body:]
+                elif ids:
+                    pieces.append([cls, *ids[:body], sep])
+            if len(pieces) >= count:
+                break
         if len(pieces) < count:
             raise ValueError(f"{path} holds {len(pieces)} sequences, {count} are needed: fewer --steps")
         pieces = pieces[:count]
