@@ -121,7 +121,7 @@ def line(result: Result, first: Result, limits: dict[str, float]) -> str:
         return f"{result['loop']:<12}failed: {result['failed']}"
     faster = result["tokens_per_s"] / first["tokens_per_s"] if "tokens_per_s" in first else float("nan")
     return (
-        f"{result['loop']:<12}{result['tokens_per_s']:>9,.0f} tokens/s {faster:6.2f}x {result['step_ms']:9.1f} ms a step"
+        f"{result['loop']:<12}{result['tokens_per_s']:>9,.0f} tokens/s {faster:6.2f}x{result['step_ms']:9.1f} ms a step"
         f"{result['peak_mib']:9,.0f} MiB{100 * result['flops_per_s'] / limits['flops_per_s']:6.1f} % of the matrix rate"
     )
 
