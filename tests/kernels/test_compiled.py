@@ -114,7 +114,7 @@ def hidden_states(dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
     for weights, distance in ((1, "squared"), (layers, "squared"), (layers, "normalized"), (1, "cosine")):
         weight, bias = [torch.zeros(12 * d_t, 12 * d_s)] * weights, [torch.zeros(12 * d_t)] * weights
         loss, d_p = hidden.forward([h_s] * layers, [h_t] * layers, weight, bias, 7, distance, dtype, keep=True)
-        hidden.backward(loss, [h_s] * layers, weight, d_p, 7)
+        hidden.backward(loss, [h_s] * layers, weight, d_p, 7, distance)
 
 
 def soft_labels(dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
@@ -185,3 +185,16 @@ def test_elsewhere(
         request.applymarker(pytest.mark.xfail(strict=True, reason="Triton 3.7 multiplies x^T x without tensor cores"))
     for launch in launches(lambda: CALLS[op](dtype, 26, 64, 4), monkeypatch):
         check(launch, target, tmp_path)
+
+
+@pytest.mark.parametrize("op", ["score_mse", "prob_mse", "kl", "gram"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_wide_heads_fit(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registers may be spilled there, but shared memory suffices."""
+    for launch in launches(lambda: CALLS[op](dtype, 96, 192, 1), monkeypatch):
+        assert launch.compiled(GPUTarget("cuda", 90, 32)).metadata.shared <= SHARED_MEMORY[90]
+
+
+def test_heads_that_fit_nowhere_are_refused() -> None:
+    with pytest.raises(ValueError, match="head size 768: at most 256 fit; use more heads"):
+        CALLS["kl"](torch.bfloat16, 312, 768, 1)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import HALF_AND_SINGLE, in_double, loss_and_gradients
+from parity import HALF_AND_SINGLE, in_double, loss_and_gradients, relative_rms
 from torch.nn.utils.rnn import pad_sequence
 
 from fastdistill_kernels import hidden_mse
@@ -136,6 +136,28 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
     inputs |= {name: inputs[name].float() for name in ("weight", "bias")}
     actual, expected = (loss_and_gradients(f, inputs, SPEC.differentiable) for f in (hidden_mse, reference))
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.002)
+
+
+@each_distance
+def test_parameters_of_any_stride(distance: str) -> None:
+    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
+    views = inputs | {
+        "weight": inputs["weight"].mT.contiguous().mT,
+        "bias": torch.stack([inputs["bias"], inputs["bias"] + 1], dim=1)[:, 0],
+    }
+    actual, expected = (loss_and_gradients(hidden_mse, x, SPEC.differentiable) for x in (views, inputs))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("distance", ["normalized", "cosine"])
+@pytest.mark.parametrize("size", [0.03, 1.0, 300.0])
+def test_directions_of_small_and_large_states_in_float16(distance: str, size: float) -> None:
+    """Their gradients shrink as the states grow, but not below what float16 can hold."""
+    h_s, h_t = torch.randn(2, 8, 192)
+    inputs = {"h_s": (size * h_s).half(), "h_t": h_t.half(), "weight": torch.eye(192).half(), "distance": distance}
+    actual = loss_and_gradients(hidden_mse, inputs, ("h_s", "weight"))
+    truth = loss_and_gradients(reference, in_double(inputs), ("h_s", "weight"))
+    assert {name: relative_rms(actual[name], truth[name]) < 2e-3 for name in truth} == dict.fromkeys(truth, True)
 
 
 @pytest.mark.parametrize(

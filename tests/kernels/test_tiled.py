@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdistill_kernels import attention_score_mse
 from fastdistill_kernels.attention import tiled
+from fastdistill_kernels.attention_score_mse.op import _gram_pays_on_a_gpu
 from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS
@@ -216,6 +217,50 @@ def test_errors_name_the_value(spec: Spec, change: dict[Any, Any], message: str)
     names = list(inputs)
     with pytest.raises(ValueError, match=message):
         spec.op(**{**inputs, **{names[k] if isinstance(k, int) else k: v for k, v in change.items()}})
+
+
+@each_spec
+def test_cumulative_lengths_of_any_stride(spec: Spec) -> None:
+    inputs = spec.inputs(RAGGED)
+    bounds = inputs["cu_seqlens"]
+    views = inputs | {"cu_seqlens": torch.stack([bounds, bounds + 1], dim=1)[:, 0]}
+    actual, expected = (loss_and_gradients(spec.op, x, spec.differentiable) for x in (views, inputs))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="refused where the host reads the lengths")
+@pytest.mark.parametrize("spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"])
+def test_tokens_of_no_sequence_get_no_gradient(spec: Spec) -> None:
+    """A batch filled up to a fixed size: the rest of it changes nothing and stays 0, whatever memory held before."""
+    inputs = spec.inputs(RAGGED)
+    filled = inputs | {name: torch.cat([x, 1 + x[:9]]) for name, x in list(inputs.items())[:4]}
+    torch.use_deterministic_algorithms(True)  # memory that nobody has written holds NaN
+    try:
+        actual = loss_and_gradients(spec.op, filled, spec.differentiable)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    for name in spec.differentiable:
+        assert not actual[name][RAGGED.tokens :].any()
+        actual[name] = actual[name][: RAGGED.tokens]
+    if spec.name == "attention_kl":  # a mean over all rows that are there
+        expected = {name: value * RAGGED.tokens / (RAGGED.tokens + 9) for name, value in expected.items()}
+    torch.testing.assert_close(actual, expected)
+
+
+def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:
+    def chosen(lengths: tuple[int, ...], *dtypes: torch.dtype) -> bool:
+        q_s, q_t = (torch.zeros(sum(lengths), 1, d, dtype=dtype) for d, dtype in zip((26, 64), dtypes, strict=True))
+        bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        return _gram_pays_on_a_gpu(q_s, q_t, bounds, max(lengths))
+
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    assert chosen((512,) * 4, bf16, bf16)
+    assert chosen((512, 100, 100), fp16, bf16)
+    assert not chosen((100,) * 4, bf16, bf16)
+    assert not chosen((512,) * 4, fp32, bf16)
+    assert not chosen((512,) * 4, bf16, fp32)
+    assert not chosen((512, *(10,) * 40), bf16, bf16)  # room is made for 41 maps of 512
 
 
 @cpu_path

@@ -35,7 +35,7 @@ def weighted_means(
     if labels is not None:
         weights = torch.where(labels == ignore_index, 0.0, weights)
     counts, total = weights != 0, weights.sum()
-    one_over = torch.where(total > 0, 1 / torch.where(total > 0, total, 1.0), 0.0)
+    one_over = torch.where(total != 0, 1 / torch.where(total != 0, total, 1.0), 0.0)
 
     def mean(values: Tensor) -> Tensor:
         return (torch.where(counts, values, 0.0) * weights).sum() * one_over
