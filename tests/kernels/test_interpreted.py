@@ -55,6 +55,7 @@ def test_gradient_of_soft_labels_is_written_whole(
 ) -> None:
     """Made with the loss or again: two temperatures, a factor, rows longer than a block, padding, strides."""
     z_s, z_t = torch.randn(6, classes + 5)[:, :-1], torch.randn(6, 2 * classes + 2)[:, ::2]
+    z_s[0, classes - 1] = z_t[1, classes - 1] = 500.0  # no exponential may overflow, in whichever block the maximum is
     labels = torch.randint(classes, (6,))
     labels[2] = -100
     options: dict[str, Any] = {"temperature": 2.0, "teacher_temperature": 3.0, "scale_by_temperature_squared": True}
@@ -71,6 +72,21 @@ def test_gradient_of_soft_labels_is_written_whole(
                 (gradient,) = torch.autograd.grad(2.0 * soft + 3.0 * hard, leaf)
             found.append((soft, hard, gradient))
         torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("lengths", [(3,), (1, 1, 1)], ids=["rows", "sequences"])
+def test_rows_beyond_32_bits(spec: Spec, lengths: tuple[int, ...]) -> None:
+    """The third row lies 2^31 numbers behind the first, in 4 GiB of which a few pages are ever touched."""
+    inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=4, head_dim_t=8), torch.float16)
+    memory, taken = torch.empty(2**31 + 4096, dtype=torch.float16), 0
+    far = dict(inputs)
+    for name, x in inputs.items():
+        if isinstance(x, Tensor) and x.is_floating_point() and len(x) == 3:
+            far[name] = memory.as_strided(x.shape, (2**30, *x.stride()[1:]), taken).copy_(x)
+            taken += x[0].numel()
+    actual, expected = (loss_and_gradients(spec.op, values, spec.differentiable) for values in (far, inputs))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_sums_over_more_rows_than_a_block() -> None:
