@@ -77,6 +77,14 @@ def test_ignored_rows_may_hold_anything() -> None:
     torch.testing.assert_close(soft_cross_entropy(student, teacher, labels), expected)
 
 
+def test_ignored_rows_have_no_gradient_whatever_they_hold() -> None:
+    student, teacher, labels = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.tensor([1, -100, 2])
+    teacher[1] = math.nan
+    (gradient,) = torch.autograd.grad(sum(soft_cross_entropy(student, teacher, labels)), student)
+    assert gradient[[0, 2]].isfinite().all()
+    assert not gradient[1].any()
+
+
 @both
 @pytest.mark.parametrize("form", ["ce", "kl"])
 def test_temperatures_rows_weights_and_padding(function: Callable[..., Any], form: str) -> None:

@@ -47,18 +47,27 @@ def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
 
 
 GRAM = replace(ATTENTION_SCORE_MSE, op=partial(attention_score_mse, algorithm="gram"))
+each_algorithm = pytest.mark.parametrize(
+    "spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"]
+)
 
 
-@pytest.mark.parametrize("spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"])
+def sliced(x: Tensor) -> Tensor:
+    return torch.stack([x, x + 1, x + 2], dim=1)[:, 0]
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def spread(x: Tensor) -> Tensor:
+    return torch.stack([x, x + 1], dim=-1)[..., 0]
+
+
+@each_algorithm
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 def test_views_of_any_stride(spec: Spec, dtype: torch.dtype) -> None:
     """q and k as slices of one (T, 3, heads, d) tensor, as (heads, T, d) seen through a transpose, or one of each."""
-
-    def sliced(x: Tensor) -> Tensor:
-        return torch.stack([x, x + 1, x + 2], dim=1)[:, 0]
-
-    def transposed(x: Tensor) -> Tensor:
-        return x.transpose(0, 1).contiguous().transpose(0, 1)
 
     inputs = spec.inputs(RAGGED, dtype)
     expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
@@ -67,6 +76,17 @@ def test_views_of_any_stride(spec: Spec, dtype: torch.dtype) -> None:
         assert not any(x.is_contiguous() for x in operands(views))
         torch.testing.assert_close(loss_and_gradients(spec.op, views, spec.differentiable), expected)
         assert_parity(spec, views, dtype)
+
+
+@each_algorithm
+def test_layers_of_unlike_strides(spec: Spec) -> None:
+    """One launch cannot take them as they are, nor heads whose elements lie apart."""
+    inputs = spec.inputs(replace(RAGGED, layers=2))
+    expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    for ways in ((sliced, transposed), (spread, spread)):
+        views = {name: tuple(way(x) for way, x in zip(ways, inputs[name], strict=True)) for name in list(inputs)[:4]}
+        actual = loss_and_gradients(spec.op, inputs | views, spec.differentiable)
+        torch.testing.assert_close(actual, expected)
 
 
 @each_spec
@@ -135,7 +155,8 @@ def test_memory_grows_with_tokens_not_with_maps() -> None:
 )
 @pytest.mark.parametrize("with_grads", [True, False])
 def test_registration(spec: Spec, algorithm: str, with_grads: bool) -> None:
-    layers = [list(x) for x in operands(spec.inputs(replace(RAGGED, layers=2)))]
+    """In bfloat16, where a result of another dtype than it should have is seen."""
+    layers = [list(x) for x in operands(spec.inputs(replace(RAGGED, layers=2), torch.bfloat16))]
     for x in (*layers[0], *layers[1]):
         x.requires_grad_(with_grads)
     cu_seqlens, max_seqlen = RAGGED.layout(torch.device("cpu")).values()
@@ -205,7 +226,17 @@ def test_empty_sequences_among_others_change_nothing(spec: Spec) -> None:
     [
         ({"normalize": "mean"}, "normalize='mean'"),
         ({"cu_seqlens": torch.tensor([0, 35])}, "torch.int64"),
+        ({"cu_seqlens": torch.zeros(2, 2, dtype=torch.int32)}, r"cu_seqlens is \(2, 2\)"),
+        ({"cu_seqlens": torch.zeros(0, dtype=torch.int32)}, r"cu_seqlens is \(0,\)"),
         ({"max_seqlen": -1}, "max_seqlen=-1"),
+        ({1: (torch.zeros(35, 3, 8),) * 2}, "1, 2, 1 and 1 layers"),
+        (dict.fromkeys((0, 1), torch.zeros(35, 24)), "student operands are"),
+        (dict.fromkeys((2, 3), torch.zeros(35, 3, 16, dtype=torch.int64)), "teacher operands are torch.int64"),
+        (
+            dict.fromkeys((0, 1), (torch.zeros(35, 3, 8), torch.zeros(35, 3, 9)))
+            | dict.fromkeys((2, 3), (torch.zeros(35, 3, 8),) * 2),
+            r"student layers are \(35, 3, 8\) torch.float32 and \(35, 3, 9\)",
+        ),
         ({0: torch.zeros(35, 3, 9)}, r"student operands are \(35, 3, 9\)"),
         ({1: torch.zeros(35, 3, 8, dtype=torch.bfloat16)}, "torch.bfloat16"),
         ({2: torch.zeros(34, 3, 16), 3: torch.zeros(34, 3, 16)}, "teacher 34"),
@@ -252,7 +283,7 @@ def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:
     def chosen(lengths: tuple[int, ...], *dtypes: torch.dtype) -> bool:
         q_s, q_t = (torch.zeros(sum(lengths), 1, d, dtype=dtype) for d, dtype in zip((26, 64), dtypes, strict=True))
         bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        return _gram_pays_on_a_gpu(q_s, q_t, bounds, max(lengths))
+        return _gram_pays_on_a_gpu([q_s], [q_t], bounds, max(lengths))
 
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     assert chosen((512,) * 4, bf16, bf16)
@@ -263,6 +294,13 @@ def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:
     assert not chosen((512, *(10,) * 40), bf16, bf16)  # room is made for 41 maps of 512
 
 
+@each_spec
+def test_no_layer_is_refused(spec: Spec) -> None:
+    layers: list[list[Tensor]] = [[], [], [], []]
+    with pytest.raises(ValueError, match="0, 0, 0 and 0 layers"):
+        spec.op(*layers, **RAGGED.layout(torch.device("cpu")))
+
+
 @cpu_path
 @each_spec
 @pytest.mark.parametrize(
@@ -270,6 +308,7 @@ def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:
     [
         ({"cu_seqlens": torch.tensor([0, 34], dtype=torch.int32)}, "number of tokens, 35"),
         ({"cu_seqlens": torch.tensor([0, 36, 35], dtype=torch.int32)}, "must rise"),
+        ({"cu_seqlens": torch.tensor([1, 12, 35], dtype=torch.int32)}, "must rise from 0"),
         ({"max_seqlen": 11}, "longest sequence has 12 tokens"),
     ],
 )
