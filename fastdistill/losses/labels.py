@@ -26,15 +26,15 @@ class Labels:
         self.student_taps, self.teacher_taps = Taps(logits=True), Taps(logits=bool(soft))
 
     def __call__(self, student: Captured, teacher: Captured | None, batch: Batch) -> dict[str, Tensor]:
-        z_s = _logits(student).float()
-        z_t = _logits(teacher).float() if self.soft and teacher is not None else None
+        z_s = _logits(student)
+        z_t = _logits(teacher) if self.soft and teacher is not None else None
         labels = batch.labels if self.hard else None
         if self.regression:
             pairs = {"soft": z_t[:, 0] if z_t is not None else None, "hard": labels}
-            return {name: F.mse_loss(z_s[:, 0], y) for name, y in pairs.items() if y is not None}
+            return {name: F.mse_loss(z_s[:, 0].float(), y.float()) for name, y in pairs.items() if y is not None}
         if z_t is None:
             assert labels is not None
-            return {"hard": F.cross_entropy(z_s, labels)}
+            return {"hard": F.cross_entropy(z_s.float(), labels)}
         soft, hard = soft_cross_entropy(
             z_s,
             z_t,

@@ -33,6 +33,13 @@ def test_by_hand(function: Callable[..., Any]) -> None:
 
 
 @both
+def test_temperature_divides_the_scores_of_both_sides(function: Callable[..., Any]) -> None:
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=4, head_dim_t=16))
+    expected = function(**inputs, scale_s=0.5 / 3, scale_t=0.25 / 3)
+    torch.testing.assert_close(function(**inputs, temperature=3.0), expected)
+
+
+@both
 def test_padded_is_the_mean_over_padded_rows(function: Callable[..., Any]) -> None:
     inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16))
     log_probs_s = padded_scores(inputs["a_s"], inputs["b_s"], LENGTHS).log_softmax(-1)

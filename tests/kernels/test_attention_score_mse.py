@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from padded import padded_scores
+from parity import in_double, loss_and_gradients, relative_rms
 
 from fastdistill_kernels import attention_score_mse
 from fastdistill_kernels.attention_score_mse.reference import attention_score_mse as reference
@@ -14,7 +16,8 @@ from fastdistill_kernels.attention_score_mse.spec import SPEC
 from fastdistill_kernels.spec import Shape
 
 LENGTHS = (2, 5, 5, 9)
-both = pytest.mark.parametrize("function", [attention_score_mse, reference], ids=["op", "reference"])
+gram = partial(attention_score_mse, algorithm="gram")
+both = pytest.mark.parametrize("function", [attention_score_mse, gram, reference], ids=["op", "gram", "reference"])
 
 
 @both
@@ -55,3 +58,10 @@ def test_float16_gradients_keep_what_the_loss_scale_saves() -> None:
     q_s = inputs["q_s"].requires_grad_()
     (attention_score_mse(**inputs) * 2.0**16).backward()
     assert (q_s.grad != 0).float().mean() > 0.99
+    truth = loss_and_gradients(reference, in_double(inputs), ("q_s",))["q_s"] * 2.0**16
+    assert relative_rms(q_s.grad, truth) < 1e-3
+
+
+def test_an_unknown_algorithm_is_refused() -> None:
+    with pytest.raises(ValueError, match="algorithm='fast': choose 'auto', 'tiled' or 'gram'"):
+        attention_score_mse(**SPEC.inputs(Shape(LENGTHS)), algorithm="fast")

@@ -100,8 +100,10 @@ def tiled_attention(kind: int) -> Callable[..., None]:
     return partial(both_passes, attention.Tiled(kind))
 
 
-def both_passes(kernels: Any, dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
-    shape = Shape((130, 3), heads=12, head_dim_s=d_s, head_dim_t=d_t)
+def both_passes(
+    kernels: Any, dtype: torch.dtype, d_s: int, d_t: int, layers: int, lengths: tuple[int, ...] = (130, 3)
+) -> None:
+    shape = Shape(lengths, heads=12, head_dim_s=d_s, head_dim_t=d_t)
     q_s, q_t = (torch.zeros(shape.tokens, 12, d, dtype=dtype) for d in (d_s, d_t))
     operands = [[x] * layers for x in (q_s, q_s, q_t, q_t)]
     layout = shape.layout(torch.device("cpu")).values()
@@ -109,19 +111,20 @@ def both_passes(kernels: Any, dtype: torch.dtype, d_s: int, d_t: int, layers: in
     kernels.backward(loss, *operands, *layout, 0.2, 0.1, *saved)
 
 
-def hidden_states(dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
-    h_s, h_t = (torch.zeros(130, 12 * d, dtype=dtype) for d in (d_s, d_t))
+def hidden_states(dtype: torch.dtype, d_s: int, d_t: int, layers: int, lengths: tuple[int, ...] = (130,)) -> None:
+    h_s, h_t = (torch.zeros(sum(lengths), 12 * d, dtype=dtype) for d in (d_s, d_t))
     for weights, distance in ((1, "squared"), (layers, "squared"), (layers, "normalized"), (1, "cosine")):
         weight, bias = [torch.zeros(12 * d_t, 12 * d_s)] * weights, [torch.zeros(12 * d_t)] * weights
         loss, d_p = hidden.forward([h_s] * layers, [h_t] * layers, weight, bias, 7, distance, dtype, keep=True)
-        hidden.backward(loss, [h_s] * layers, weight, d_p, 7)
+        hidden.backward(loss, [h_s] * layers, weight, d_p, 7, distance)
 
 
-def soft_labels(dtype: torch.dtype, d_s: int, d_t: int, layers: int) -> None:
+def soft_labels(dtype: torch.dtype, d_s: int, d_t: int, layers: int, lengths: tuple[int, ...] = (1, 1, 1)) -> None:
+    rows = len(lengths)
     for classes in (2, 30522):
-        z_s, z_t = torch.zeros(2, 3, classes, dtype=dtype)
-        labels = torch.zeros(3, dtype=torch.int64)
-        for optional in ((labels, labels, torch.zeros(3)), (None, None, None)):
+        z_s, z_t = torch.zeros(2, rows, classes, dtype=dtype)
+        labels = torch.zeros(rows, dtype=torch.int64)
+        for optional in ((labels, labels, torch.zeros(rows)), (None, None, None)):
             numbers = soft.SoftLabels(classes, -100, 2.0, 2.0, 4.0, 1.0, 0.5)
             loss, hard, out, *saved = numbers.forward(z_s, z_t, *optional, kl=True, with_gradient=True)
             for incoming in ((out, loss, hard), (None, loss, None)):
@@ -185,3 +188,30 @@ def test_elsewhere(
         request.applymarker(pytest.mark.xfail(strict=True, reason="Triton 3.7 multiplies x^T x without tensor cores"))
     for launch in launches(lambda: CALLS[op](dtype, 26, 64, 4), monkeypatch):
         check(launch, target, tmp_path)
+
+
+@pytest.mark.parametrize("op", ["score_mse", "prob_mse", "kl", "gram"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_wide_heads_fit(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registers may be spilled there, but shared memory suffices."""
+    for launch in launches(lambda: CALLS[op](dtype, 96, 192, 1), monkeypatch):
+        assert launch.compiled(GPUTarget("cuda", 90, 32)).metadata.shared <= SHARED_MEMORY[90]
+
+
+def test_heads_that_fit_nowhere_are_refused() -> None:
+    with pytest.raises(ValueError, match="head size 768: at most 256 fit; use more heads"):
+        CALLS["kl"](torch.bfloat16, 312, 768, 1)
+
+
+@each_op
+def test_nothing_is_compiled_again_for_another_batch(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles anew where an integer becomes 1 or divisible by 16, unless it is told not to."""
+    batches = ((70,) * 2, (1000,) + (24,) * 15, (64,) * 17)
+    found = launches(lambda: [CALLS[op](torch.float32, 26, 64, 1, lengths) for lengths in batches], monkeypatch)
+    each = len(found) // len(batches)
+    assert each == LAUNCHES[op]
+    for same in zip(*(found[n * each : (n + 1) * each] for n in range(len(batches))), strict=True):
+        for parameter in same[0].kernel.params:
+            values = [launch.values[parameter.name] for launch in same]
+            if isinstance(values[0], int) and len(set(values)) > 1:
+                assert parameter.do_not_specialize, f"{same[0].kernel.__name__}: {parameter.name} is {values}"

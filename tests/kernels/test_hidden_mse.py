@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import HALF_AND_SINGLE, in_double, loss_and_gradients
+from parity import HALF_AND_SINGLE, in_double, loss_and_gradients, relative_rms
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fastdistill_kernels import hidden_mse
@@ -117,10 +118,43 @@ def test_autocast_projects_in_its_dtype_and_compares_in_float32(dtype: torch.dty
     h_t = torch.full((64, 8), 100.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = hidden_mse((h_t + 0.5).to(dtype), h_t + 0.25)
-        projected = hidden_mse(h_t.to(dtype), h_t + 0.25, torch.eye(8))
+        projected = hidden_mse(h_t.to(dtype), h_t + 0.25, torch.eye(8) * (1 + 2**-10))  # 1 in bfloat16
     assert loss.dtype == projected.dtype == torch.float32
     assert loss == 0.25**2
     assert projected == 0.25**2
+
+
+def test_autocast_leaves_states_alone_that_are_not_projected() -> None:
+    h_s, h_t = (0.25 + 2**-10) * torch.ones(64, 8, requires_grad=True), torch.zeros(64, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (gradient,) = torch.autograd.grad(hidden_mse(h_s, h_t), h_s)
+    torch.testing.assert_close(gradient, 2 * h_s.detach() / h_s.numel(), rtol=1e-6, atol=0)
+
+
+@each_distance
+@pytest.mark.parametrize("only", SPEC.differentiable)
+def test_gradient_of_one_input_alone(distance: str, only: str) -> None:
+    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
+    every, alone = (loss_and_gradients(hidden_mse, inputs, names) for names in (SPEC.differentiable, (only,)))
+    torch.testing.assert_close(alone, {"loss": every["loss"], only: every[only]}, rtol=0, atol=0)
+
+
+@each_distance
+def test_states_of_any_stride(distance: str) -> None:
+    """Of unlike strides in one call, and with elements that lie apart."""
+    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
+    expected = loss_and_gradients(hidden_mse, inputs, SPEC.differentiable)
+    for ways in ((_first_half, torch.clone, _first_half), (_every_second,) * 3):
+        views = {name: tuple(way(x) for way, x in zip(ways, inputs[name], strict=True)) for name in ("h_s", "h_t")}
+        torch.testing.assert_close(loss_and_gradients(hidden_mse, inputs | views, SPEC.differentiable), expected)
+
+
+def _first_half(x: Tensor) -> Tensor:
+    return torch.cat([x, x + 1], dim=1)[:, : x.shape[1]]
+
+
+def _every_second(x: Tensor) -> Tensor:
+    return torch.stack([x, x + 1], dim=-1)[..., 0]
 
 
 @each_distance
@@ -138,6 +172,28 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.002)
 
 
+@each_distance
+def test_parameters_of_any_stride(distance: str) -> None:
+    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
+    views = inputs | {
+        "weight": inputs["weight"].mT.contiguous().mT,
+        "bias": torch.stack([inputs["bias"], inputs["bias"] + 1], dim=1)[:, 0],
+    }
+    actual, expected = (loss_and_gradients(hidden_mse, x, SPEC.differentiable) for x in (views, inputs))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("distance", ["normalized", "cosine"])
+@pytest.mark.parametrize("size", [0.03, 1.0, 300.0])
+def test_directions_of_small_and_large_states_in_float16(distance: str, size: float) -> None:
+    """Their gradients shrink as the states grow, but not below what float16 can hold."""
+    h_s, h_t = torch.randn(2, 8, 192)
+    inputs = {"h_s": (size * h_s).half(), "h_t": h_t.half(), "weight": torch.eye(192).half(), "distance": distance}
+    actual = loss_and_gradients(hidden_mse, inputs, ("h_s", "weight"))
+    truth = loss_and_gradients(reference, in_double(inputs), ("h_s", "weight"))
+    assert {name: relative_rms(actual[name], truth[name]) < 2e-3 for name in truth} == dict.fromkeys(truth, True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -149,7 +205,12 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
         ({"h_t": (torch.zeros(21, 8),) * 3, "weight": None}, "pass weight"),
         ({"h_t": (torch.zeros(21, 16),) * 2}, "3 student and 2 teacher layers"),
         ({"weight": (torch.zeros(16, 8),) * 2}, "2 weights for 3 layers"),
+        ({"h_s": (torch.zeros(21, 8), torch.zeros(21, 8), torch.zeros(21, 8).half())}, "all layers must be alike"),
+        ({"h_s": (), "h_t": ()}, "0 student and 0 teacher layers"),
+        ({"bias": (torch.zeros(16),) * 3}, "1 weights for 3 layers"),
+        ({"h_t": (torch.zeros(21, 8),) * 3, "weight": None, "bias": torch.zeros(8)}, "pass weight"),
         ({"normalize": "padded"}, "pass cu_seqlens and max_seqlen"),
+        ({"normalize": "padded", "cu_seqlens": torch.tensor([0, 21]), "max_seqlen": 21}, "torch.int64"),
         ({"normalize": "sum"}, "normalize='sum'"),
         ({"distance": "l1"}, "distance='l1': choose one of squared, normalized, cosine"),
     ],

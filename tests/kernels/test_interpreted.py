@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ import torch
 from parity import HALF_AND_SINGLE, in_double, loss_and_gradients, relative_rms
 from torch import Tensor
 
-from fastdistill_kernels import attention_score_mse
+from fastdistill_kernels import attention_score_mse, soft_cross_entropy
 from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.hidden_mse.op import DISTANCES
 from fastdistill_kernels.spec import Shape, Spec
-from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, SPECS
+from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, SOFT_CROSS_ENTROPY, SPECS
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted")
 
@@ -44,6 +45,72 @@ def test_every_output_is_written_whole(spec: Spec, shape: Shape) -> None:
     for name, value in actual.items():
         assert torch.equal(value, expected[name]), name
         assert value.isfinite().all(), name
+
+
+@pytest.mark.parametrize("expected", [(2.0, 3.0), (1.0, 1.0)], ids=["expected", "again"])
+@pytest.mark.parametrize("rows", [None, (5, 2, 0)], ids=["all", "some"])
+@pytest.mark.parametrize("classes", [7, 5000])
+def test_gradient_of_soft_labels_is_written_whole(
+    classes: int, rows: tuple[int, ...] | None, expected: tuple[float, float]
+) -> None:
+    """Made with the loss or again: two temperatures, a factor, rows longer than a block, padding, strides."""
+    z_s, z_t = torch.randn(6, classes + 5)[:, :-1], torch.randn(6, 2 * classes + 2)[:, ::2]
+    z_s[0, classes - 1] = z_t[1, classes - 1] = 500.0  # no exponential may overflow, in whichever block the maximum is
+    labels = torch.randint(classes, (6,))
+    labels[2] = -100
+    options: dict[str, Any] = {"temperature": 2.0, "teacher_temperature": 3.0, "scale_by_temperature_squared": True}
+    options |= {"labels": labels, "num_classes": classes, "rows": None if rows is None else torch.tensor(rows)}
+    for student, teacher in ((z_s, z_t), (z_t, z_s)):
+        found = []
+        for function, more in (
+            (soft_cross_entropy, {"expected_gradients": expected}),
+            (SOFT_CROSS_ENTROPY.reference, {}),
+        ):
+            leaf = student.detach().requires_grad_()
+            with poisoned():
+                soft, hard = function(leaf, teacher, **options, **more)
+                (gradient,) = torch.autograd.grad(2.0 * soft + 3.0 * hard, leaf)
+            found.append((soft, hard, gradient))
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("lengths", [(3,), (1, 1, 1)], ids=["rows", "sequences"])
+def test_rows_beyond_32_bits(spec: Spec, lengths: tuple[int, ...]) -> None:
+    """The third row lies 2^31 numbers behind the first, in 4 GiB of which a few pages are ever touched."""
+    inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=4, head_dim_t=8), torch.float16)
+    memory, taken = torch.empty(2**31 + 4096, dtype=torch.float16), 0
+    far = dict(inputs)
+    for name, x in inputs.items():
+        if isinstance(x, Tensor) and x.is_floating_point() and len(x) == 3:
+            far[name] = memory.as_strided(x.shape, (2**30, *x.stride()[1:]), taken).copy_(x)
+            taken += x[0].numel()
+    actual, expected = (loss_and_gradients(spec.op, values, spec.differentiable) for values in (far, inputs))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_sums_over_more_rows_than_a_block() -> None:
+    from fastdistill_kernels.soft_cross_entropy import kernel
+
+    N, sums = 5000, torch.rand(2, 5000)
+    labels = torch.randint(2, (N,))
+    inverse, soft, hard = torch.zeros(3).unbind()
+    flags = {"HAS_LABELS": True, "HAS_ROWS": False, "HAS_WEIGHTS": False, "BLOCK": 2048}
+    kernel.weight_kernel[(1,)](labels, labels, labels, inverse, N, 1, **flags)
+    kernel.finish_kernel[(1,)](sums, inverse, soft, hard, N, 4.0, BLOCK=2048)
+    torch.testing.assert_close(inverse, 1 / (labels == 0).sum())
+    torch.testing.assert_close(torch.stack([soft / 4, hard]), sums.sum(1) * inverse)
+
+
+def test_sums_over_more_programs_and_sequences_than_a_block() -> None:
+    from fastdistill_kernels.shared.kernel import finish
+
+    partial, lengths = torch.rand(5000), torch.randint(9, (5000,))
+    cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+    loss, coefficient = torch.zeros(2).unbind()
+    finish(partial, cu_seqlens, loss, coefficient, None, heads=3)
+    torch.testing.assert_close(coefficient, 1 / (3 * lengths.square().sum()))
+    torch.testing.assert_close(loss, partial.sum() * coefficient)
 
 
 def gram(**values: Any) -> Tensor:
@@ -79,13 +146,16 @@ def test_gram_keeps_its_digits_where_student_and_teacher_all_but_agree() -> None
 def test_registration_of_the_other_ops() -> None:
     """Those of attention are checked in test_tiled.py."""
     ops = torch.ops.fastdistill
-    states = [torch.randn(5, 8).requires_grad_() for _ in range(2)]
     weight, bias = torch.randn(16, 8).requires_grad_(), torch.randn(16).requires_grad_()
-    targets = [torch.randn(5, 16) for _ in range(2)]
-    for distance in DISTANCES:
-        hidden = (states, targets, [weight], [bias], 80, distance, torch.float32, True)
+    for distance, dtype in product(DISTANCES, (torch.bfloat16, torch.float32)):  # of states; projected in bfloat16
+        states = [torch.randn(5, 8).to(dtype).requires_grad_() for _ in range(2)]
+        targets = [torch.randn(5, 16).to(dtype) for _ in range(2)]
+        hidden = (states, targets, [weight], [bias], 80, distance, torch.bfloat16, True)
         torch.library.opcheck(ops.hidden_mse.default, hidden)
-    z_s, z_t = torch.randn(4, 7).requires_grad_(), torch.randn(4, 7)
+        _, d_p = ops.hidden_mse(*hidden)
+        detached = [x.detach() for x in states], [weight.detach()]
+        torch.library.opcheck(ops.hidden_mse_backward.default, (torch.tensor(2.0), *detached, d_p, 80, distance))
+    z_s, z_t = torch.randn(4, 7).bfloat16().requires_grad_(), torch.randn(4, 7).bfloat16()
     optional = (torch.tensor([1, -100, 3, 0]), torch.tensor([0, 1, 3]), torch.rand(4))
     for some in (optional, (None, None, None)):
         inputs = (*some, 7, -100, [2.0, 3.0, 6.0, 1.0, 0.5])

@@ -52,7 +52,7 @@ class Model:
 
     def captured(self, layers: list[int], tokens: int, device: str, grad: bool) -> Captured:
         def states(*shape: int) -> Tensor:
-            return torch.randn(tokens, *shape, device=device, requires_grad=grad)
+            return torch.randn(tokens, *shape, device=device, dtype=torch.bfloat16).requires_grad_(grad)
 
         hidden = {n: states(self.hidden_size) for n in (0, *layers)}
         q, k = ({n: states(12, self.hidden_size // 12) for n in layers} for _ in range(2))

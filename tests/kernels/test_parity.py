@@ -10,12 +10,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import HALF_AND_SINGLE, assert_parity, assert_within_twice_eager, in_double, loss_and_gradients
+from parity import (
+    HALF_AND_SINGLE,
+    LOSS_SCALE,
+    assert_parity,
+    assert_within_twice_eager,
+    in_double,
+    loss_and_gradients,
+)
 from torch import Tensor
 
 from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.spec import Shape, Spec
-from fastdistill_kernels.specs import SPECS
+from fastdistill_kernels.specs import ATTENTION_SPECS, SOFT_CROSS_ENTROPY, SPECS
 
 RAGGED = Shape((1, 2, 2, 5, 17, 33), heads=2, head_dim_s=26, head_dim_t=64, layers=2, classes=7)
 SMALL = Shape((3, 3, 1, 2), heads=2, head_dim_s=3, head_dim_t=5, layers=2, classes=3)
@@ -100,6 +107,24 @@ def test_two_runs_are_bitwise_equal(spec: Spec, dtype: torch.dtype) -> None:
     inputs = spec.inputs(RAGGED, dtype)
     first, second = (loss_and_gradients(spec.op, inputs, spec.differentiable) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spec", [*ATTENTION_SPECS, SOFT_CROSS_ENTROPY], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_are_rounded_once(spec: Spec, dtype: torch.dtype) -> None:
+    """With all that is folded into them: those of the same values in float32, rounded (all but few ties)."""
+
+    def loss(**values: Any) -> Tensor:
+        output = spec.op(**values)
+        return 0.3 * (sum(output) if isinstance(output, tuple) else output)
+
+    inputs = spec.inputs(RAGGED, dtype)
+    single = {k: tuple(x.float() for x in v) if isinstance(v, tuple) else v for k, v in inputs.items()}
+    single |= {k: v.float() for k, v in single.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    actual, expected = (loss_and_gradients(loss, values, spec.differentiable) for values in (inputs, single))
+    for name in spec.differentiable:
+        rounded = (expected[name] * LOSS_SCALE).to(dtype).double() / LOSS_SCALE
+        assert (actual[name] == rounded).double().mean() > 0.98, name
 
 
 @each_spec

@@ -77,6 +77,14 @@ def test_ignored_rows_may_hold_anything() -> None:
     torch.testing.assert_close(soft_cross_entropy(student, teacher, labels), expected)
 
 
+def test_ignored_rows_have_no_gradient_whatever_they_hold() -> None:
+    student, teacher, labels = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.tensor([1, -100, 2])
+    teacher[1] = math.nan
+    (gradient,) = torch.autograd.grad(sum(soft_cross_entropy(student, teacher, labels)), student)
+    assert gradient[[0, 2]].isfinite().all()
+    assert not gradient[1].any()
+
+
 @both
 @pytest.mark.parametrize("form", ["ce", "kl"])
 def test_temperatures_rows_weights_and_padding(function: Callable[..., Any], form: str) -> None:
@@ -154,6 +162,64 @@ def test_second_derivative_is_refused() -> None:
     (gradient,) = torch.autograd.grad(soft.square(), z_s, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
         gradient.sum().backward()
+
+
+@both
+def test_strided_and_expanded_labels_rows_and_weights(function: Callable[..., Any]) -> None:
+    z_s, z_t = torch.randn(2, 12, 5)
+    table = torch.randint(5, (12, 3))
+    weights, rows = torch.rand(12, 3), torch.arange(12)[::3]
+    one, same = torch.tensor([3]).expand(12), torch.tensor([0.5]).expand(12)
+    for labels, row_weights in ((table[:, 1], weights[:, 2]), (one, same)):
+        actual = function(z_s, z_t, labels, rows=rows, row_weights=row_weights)
+        expected = reference(z_s, z_t, labels.clone(), rows=rows.clone(), row_weights=row_weights.clone())
+        torch.testing.assert_close(actual, expected)
+
+
+@both
+def test_a_large_common_term_of_the_logits_changes_nothing(function: Callable[..., Any]) -> None:
+    """Numbers that float32 still holds exactly, so that differences are all that counts."""
+    inputs = {
+        "student_logits": torch.randint(-64, 64, (6, 40)) / 16,
+        "teacher_logits": torch.randint(-64, 64, (6, 40)) / 16,
+        "labels": torch.arange(6),
+        "temperature": 2.0,
+    }
+    far = inputs | {name: inputs[name] + 2.0**17 for name in ("student_logits", "teacher_logits")}  # type: ignore[operator]
+    actual, expected = (loss_and_gradients(function, x, ("student_logits",)) for x in (far, inputs))
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("label", [-1, 5, 7, 1000])
+def test_a_label_that_is_no_class_is_noticed(label: int) -> None:
+    """By an error where the host sees it, else by a loss and a gradient that are not finite."""
+    z_s, z_t = torch.randn(2, 3, 8)
+    z_s.requires_grad_()
+    labels = torch.tensor([0, label, 1])
+    if INTERPRETED:
+        _, hard = soft_cross_entropy(z_s, z_t, labels, num_classes=5)
+        (gradient,) = torch.autograd.grad(hard, z_s)
+        assert hard.isnan()
+        assert gradient.isnan().any(1).tolist() == [False, True, False]
+        return
+    with pytest.raises(IndexError, match="out of bounds"):
+        soft_cross_entropy(z_s, z_t, labels, num_classes=5)
+
+
+def test_row_weights_are_constants() -> None:
+    z_s, z_t = torch.randn(2, 3, 8, requires_grad=True)
+    weights = torch.rand(3, requires_grad=True)
+    soft, _ = soft_cross_entropy(z_s, z_t, row_weights=weights)
+    soft.backward()
+    assert weights.grad is None
+
+
+@both
+def test_weights_may_add_up_to_less_than_nothing(function: Callable[..., Any]) -> None:
+    z_s, z_t = torch.randn(2, 2, 8)
+    soft, _ = function(z_s, z_t, row_weights=torch.tensor([1.0, -3.0]))
+    (first, _), (second, _) = (function(z_s[n : n + 1], z_t[n : n + 1]) for n in range(2))
+    torch.testing.assert_close(soft, (first - 3 * second) / -2)
 
 
 @pytest.mark.parametrize(

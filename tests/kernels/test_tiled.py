@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdistill_kernels import attention_score_mse
 from fastdistill_kernels.attention import tiled
+from fastdistill_kernels.attention_score_mse.op import _gram_pays_on_a_gpu
 from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS
@@ -46,18 +47,27 @@ def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
 
 
 GRAM = replace(ATTENTION_SCORE_MSE, op=partial(attention_score_mse, algorithm="gram"))
+each_algorithm = pytest.mark.parametrize(
+    "spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"]
+)
 
 
-@pytest.mark.parametrize("spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"])
+def sliced(x: Tensor) -> Tensor:
+    return torch.stack([x, x + 1, x + 2], dim=1)[:, 0]
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def spread(x: Tensor) -> Tensor:
+    return torch.stack([x, x + 1], dim=-1)[..., 0]
+
+
+@each_algorithm
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 def test_views_of_any_stride(spec: Spec, dtype: torch.dtype) -> None:
     """q and k as slices of one (T, 3, heads, d) tensor, as (heads, T, d) seen through a transpose, or one of each."""
-
-    def sliced(x: Tensor) -> Tensor:
-        return torch.stack([x, x + 1, x + 2], dim=1)[:, 0]
-
-    def transposed(x: Tensor) -> Tensor:
-        return x.transpose(0, 1).contiguous().transpose(0, 1)
 
     inputs = spec.inputs(RAGGED, dtype)
     expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
@@ -66,6 +76,17 @@ def test_views_of_any_stride(spec: Spec, dtype: torch.dtype) -> None:
         assert not any(x.is_contiguous() for x in operands(views))
         torch.testing.assert_close(loss_and_gradients(spec.op, views, spec.differentiable), expected)
         assert_parity(spec, views, dtype)
+
+
+@each_algorithm
+def test_layers_of_unlike_strides(spec: Spec) -> None:
+    """One launch cannot take them as they are, nor heads whose elements lie apart."""
+    inputs = spec.inputs(replace(RAGGED, layers=2))
+    expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    for ways in ((sliced, transposed), (spread, spread)):
+        views = {name: tuple(way(x) for way, x in zip(ways, inputs[name], strict=True)) for name in list(inputs)[:4]}
+        actual = loss_and_gradients(spec.op, inputs | views, spec.differentiable)
+        torch.testing.assert_close(actual, expected)
 
 
 @each_spec
@@ -134,7 +155,8 @@ def test_memory_grows_with_tokens_not_with_maps() -> None:
 )
 @pytest.mark.parametrize("with_grads", [True, False])
 def test_registration(spec: Spec, algorithm: str, with_grads: bool) -> None:
-    layers = [list(x) for x in operands(spec.inputs(replace(RAGGED, layers=2)))]
+    """In bfloat16, where a result of another dtype than it should have is seen."""
+    layers = [list(x) for x in operands(spec.inputs(replace(RAGGED, layers=2), torch.bfloat16))]
     for x in (*layers[0], *layers[1]):
         x.requires_grad_(with_grads)
     cu_seqlens, max_seqlen = RAGGED.layout(torch.device("cpu")).values()
@@ -204,7 +226,17 @@ def test_empty_sequences_among_others_change_nothing(spec: Spec) -> None:
     [
         ({"normalize": "mean"}, "normalize='mean'"),
         ({"cu_seqlens": torch.tensor([0, 35])}, "torch.int64"),
+        ({"cu_seqlens": torch.zeros(2, 2, dtype=torch.int32)}, r"cu_seqlens is \(2, 2\)"),
+        ({"cu_seqlens": torch.zeros(0, dtype=torch.int32)}, r"cu_seqlens is \(0,\)"),
         ({"max_seqlen": -1}, "max_seqlen=-1"),
+        ({1: (torch.zeros(35, 3, 8),) * 2}, "1, 2, 1 and 1 layers"),
+        (dict.fromkeys((0, 1), torch.zeros(35, 24)), "student operands are"),
+        (dict.fromkeys((2, 3), torch.zeros(35, 3, 16, dtype=torch.int64)), "teacher operands are torch.int64"),
+        (
+            dict.fromkeys((0, 1), (torch.zeros(35, 3, 8), torch.zeros(35, 3, 9)))
+            | dict.fromkeys((2, 3), (torch.zeros(35, 3, 8),) * 2),
+            r"student layers are \(35, 3, 8\) torch.float32 and \(35, 3, 9\)",
+        ),
         ({0: torch.zeros(35, 3, 9)}, r"student operands are \(35, 3, 9\)"),
         ({1: torch.zeros(35, 3, 8, dtype=torch.bfloat16)}, "torch.bfloat16"),
         ({2: torch.zeros(34, 3, 16), 3: torch.zeros(34, 3, 16)}, "teacher 34"),
@@ -218,6 +250,57 @@ def test_errors_name_the_value(spec: Spec, change: dict[Any, Any], message: str)
         spec.op(**{**inputs, **{names[k] if isinstance(k, int) else k: v for k, v in change.items()}})
 
 
+@each_spec
+def test_cumulative_lengths_of_any_stride(spec: Spec) -> None:
+    inputs = spec.inputs(RAGGED)
+    bounds = inputs["cu_seqlens"]
+    views = inputs | {"cu_seqlens": torch.stack([bounds, bounds + 1], dim=1)[:, 0]}
+    actual, expected = (loss_and_gradients(spec.op, x, spec.differentiable) for x in (views, inputs))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="refused where the host reads the lengths")
+@pytest.mark.parametrize("spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"])
+def test_tokens_of_no_sequence_get_no_gradient(spec: Spec) -> None:
+    """A batch filled up to a fixed size: the rest of it changes nothing and stays 0, whatever memory held before."""
+    inputs = spec.inputs(RAGGED)
+    filled = inputs | {name: torch.cat([x, 1 + x[:9]]) for name, x in list(inputs.items())[:4]}
+    torch.use_deterministic_algorithms(True)  # memory that nobody has written holds NaN
+    try:
+        actual = loss_and_gradients(spec.op, filled, spec.differentiable)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    for name in spec.differentiable:
+        assert not actual[name][RAGGED.tokens :].any()
+        actual[name] = actual[name][: RAGGED.tokens]
+    if spec.name == "attention_kl":  # a mean over all rows that are there
+        expected = {name: value * RAGGED.tokens / (RAGGED.tokens + 9) for name, value in expected.items()}
+    torch.testing.assert_close(actual, expected)
+
+
+def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:
+    def chosen(lengths: tuple[int, ...], *dtypes: torch.dtype) -> bool:
+        q_s, q_t = (torch.zeros(sum(lengths), 1, d, dtype=dtype) for d, dtype in zip((26, 64), dtypes, strict=True))
+        bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        return _gram_pays_on_a_gpu([q_s], [q_t], bounds, max(lengths))
+
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    assert chosen((512,) * 4, bf16, bf16)
+    assert chosen((512, 100, 100), fp16, bf16)
+    assert not chosen((100,) * 4, bf16, bf16)
+    assert not chosen((512,) * 4, fp32, bf16)
+    assert not chosen((512,) * 4, bf16, fp32)
+    assert not chosen((512, *(10,) * 40), bf16, bf16)  # room is made for 41 maps of 512
+
+
+@each_spec
+def test_no_layer_is_refused(spec: Spec) -> None:
+    layers: list[list[Tensor]] = [[], [], [], []]
+    with pytest.raises(ValueError, match="0, 0, 0 and 0 layers"):
+        spec.op(*layers, **RAGGED.layout(torch.device("cpu")))
+
+
 @cpu_path
 @each_spec
 @pytest.mark.parametrize(
@@ -225,6 +308,7 @@ def test_errors_name_the_value(spec: Spec, change: dict[Any, Any], message: str)
     [
         ({"cu_seqlens": torch.tensor([0, 34], dtype=torch.int32)}, "number of tokens, 35"),
         ({"cu_seqlens": torch.tensor([0, 36, 35], dtype=torch.int32)}, "must rise"),
+        ({"cu_seqlens": torch.tensor([1, 12, 35], dtype=torch.int32)}, "must rise from 0"),
         ({"max_seqlen": 11}, "longest sequence has 12 tokens"),
     ],
 )

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdistill.batch import Batch
+from fastdistill.losses import labels
 from fastdistill.losses.objective import Objective, check_alive
 from fastdistill.models.capture import Captured
 from fastdistill.recipe import Losses
+from fastdistill_kernels import soft_cross_entropy
 
 LENGTHS = [1, 3, 3, 5]
 LAYERS = ((1, 2), (2, 4))
@@ -101,6 +103,8 @@ def test_hidden_and_embedding_project_the_student(projection: str) -> None:
     assert len(objective.projections) == (1 if projection == "shared" else 3)
     torch.testing.assert_close(values["hidden"], error(1, 2) + error(2, 4))
     torch.testing.assert_close(values["embedding"], error(0, 0))
+    sums = values["hidden"] + values["embedding"], error(1, 2) + error(2, 4) + error(0, 0)
+    torch.testing.assert_close(*(torch.autograd.grad(x, list(objective.parameters())) for x in sums))
 
 
 def test_padded_normalisation_divides_by_padded_counts() -> None:
@@ -138,6 +142,19 @@ def test_soft_and_hard_labels() -> None:
     soft = 9 * F.cross_entropy(student.logits / 3, (teacher.logits / 3).softmax(-1))
     torch.testing.assert_close(values["soft"], soft)
     torch.testing.assert_close(values["hard"], F.cross_entropy(student.logits, torch.tensor([0, 2, 1, 1])))
+
+
+def test_label_op_is_told_the_gradients_that_will_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would cost a second pass over the logits on a GPU."""
+    told = []
+
+    def watch(*arguments: Any, expected_gradients: tuple[float, float], **options: Any) -> tuple[Tensor, Tensor]:
+        told.append(expected_gradients)
+        return soft_cross_entropy(*arguments, expected_gradients=expected_gradients, **options)
+
+    monkeypatch.setattr(labels, "soft_cross_entropy", watch)
+    evaluate(Losses(soft=0.25, hard=4.0))
+    assert told == [(0.25, 4.0)]
 
 
 def test_regression_labels_are_squared_errors() -> None:

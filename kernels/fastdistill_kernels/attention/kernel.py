@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import finish, for_product, pick, precision, room, store
+from ..shared.kernel import LN2, LOG2E, divisor, finish, for_product, known, pick, precision, room, store
 
 SCORE_MSE, PROB_MSE, KL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 NOWHERE = tl.constexpr(-1e38)  # a score that no softmax sees, far from the end of float32
@@ -40,7 +40,7 @@ def _product(x, y, PRECISION: tl.constexpr):
 def map_of(program, cu_seqlens, blocks, L: tl.constexpr, H: tl.constexpr):
     """(block, head, layer, first token, length) of a program; a block past the end has length 0."""
     block = program % blocks
-    head = program // blocks % H
+    head = (program // blocks % H).to(tl.int64)
     layer = program // (blocks * H) % L
     sequence = program // (blocks * H * L)
     start = tl.load(cu_seqlens + sequence).to(tl.int64)
@@ -49,16 +49,21 @@ def map_of(program, cu_seqlens, blocks, L: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def _rescale(biggest, scores):
-    """The running row maximum with a block of scores, and the factor that brings sums made with the old one to it."""
-    bigger = tl.maximum(biggest, tl.max(scores, axis=1))
-    return bigger, tl.exp(biggest - bigger)
+def _all_known(a, b, c, d, A: tl.constexpr):
+    return known(a, A), known(b, A), known(c, A), known(d, A)
 
 
 @triton.jit
-def _exp(x, mask):
-    """``exp(x)``, 0 outside of `mask`, where nothing may overflow."""
-    return tl.exp(tl.where(mask, x, NOWHERE))
+def _rescale(biggest, scores):
+    """The running row maximum with a block of scores, and the factor that brings sums made with the old one to it."""
+    bigger = tl.maximum(biggest, tl.max(scores, axis=1))
+    return bigger, tl.exp2(biggest - bigger)
+
+
+@triton.jit
+def _exp2(x, mask):
+    """``2^x``, 0 outside of `mask`, where nothing may overflow."""
+    return tl.exp2(tl.where(mask, x, NOWHERE))
 
 
 @triton.jit(do_not_specialize=["num_tokens", "blocks"])
@@ -68,14 +73,18 @@ def forward_kernel(
     stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
     LOSS: tl.constexpr, L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr,
+    PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr, A_S: tl.constexpr, A_T: tl.constexpr,
 ):  # fmt: skip
     """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 2 or 3, L, H, T)``: lse_s, lse_t, delta.
 
-    delta is the softmax's own part of the gradient, ``sum_j P_s dL/dP_s``.
+    Log-sum-exps lse are in powers of two; delta is the softmax's own part of the gradient, ``sum_j P_s dL/dP_s``.
     """
     program = tl.program_id(0)
     block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
+    stride_as, stride_bs, head_as, head_bs = _all_known(stride_as, stride_bs, head_as, head_bs, A_S)
+    stride_at, stride_bt, head_at, head_bt = _all_known(stride_at, stride_bt, head_at, head_bt, A_T)
+    if LOSS != SCORE_MSE:
+        scale_s, scale_t = scale_s * LOG2E, scale_t * LOG2E  # softmaxes in powers of two are cheaper
     rows = block * M + tl.arange(0, M)
     own_s = pick(a_s, layer, L) + start * stride_as + head * head_as
     own_t = pick(a_t, layer, L) + start * stride_at + head * head_at
@@ -98,22 +107,22 @@ def forward_kernel(
             visible = (columns < length)[None, :]
             top_s, shrink_s = _rescale(top_s, tl.where(visible, s, NOWHERE))
             top_t, shrink_t = _rescale(top_t, tl.where(visible, t, NOWHERE))
-            sum_s = sum_s * shrink_s + tl.sum(_exp(s - top_s[:, None], visible), axis=1)
-            weights = _exp(t - top_t[:, None], visible)
+            sum_s = sum_s * shrink_s + tl.sum(_exp2(s - top_s[:, None], visible), axis=1)
+            weights = _exp2(t - top_t[:, None], visible)
             sum_t = sum_t * shrink_t + tl.sum(weights, axis=1)
             if LOSS == KL:
                 loss = loss * shrink_t + tl.sum(weights * (t - s), axis=1)
 
     if LOSS != SCORE_MSE:
         full = columns_end > 0
-        lse_s = top_s + tl.log(tl.where(full, sum_s, 1.0))
-        lse_t = top_t + tl.log(tl.where(full, sum_t, 1.0))
+        lse_s = top_s + tl.log2(tl.where(full, sum_s, 1.0))
+        lse_t = top_t + tl.log2(tl.where(full, sum_t, 1.0))
         at = stats + (layer * H + head).to(tl.int64) * num_tokens + start + rows
         plane = num_tokens.to(tl.int64) * (L * H)
         tl.store(at, lse_s, mask=rows < length)
         tl.store(at + plane, lse_t, mask=rows < length)
         if LOSS == KL:
-            loss = tl.where(full, loss / tl.where(full, sum_t, 1.0) - (lse_t - lse_s), 0.0)
+            loss = tl.where(full, loss / tl.where(full, sum_t, 1.0) - (lse_t - lse_s), 0.0) * LN2
         else:
             delta = tl.zeros([M], tl.float32)
             for first in range(0, columns_end, N):
@@ -121,8 +130,8 @@ def forward_kernel(
                 s = scale_s * _product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
                 t = scale_t * _product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
                 visible = (columns < length)[None, :]
-                p_s = _exp(s - lse_s[:, None], visible)
-                error = p_s - _exp(t - lse_t[:, None], visible)
+                p_s = _exp2(s - lse_s[:, None], visible)
+                error = p_s - _exp2(t - lse_t[:, None], visible)
                 loss += tl.sum(error * error, axis=1)
                 delta += 2 * tl.sum(p_s * error, axis=1)
             tl.store(at + 2 * plane, delta, mask=rows < length)
@@ -137,13 +146,22 @@ def gradient_kernel(
     LOSS: tl.constexpr, OWN_IS_A: tl.constexpr, L: tl.constexpr, H: tl.constexpr,
     D_S: tl.constexpr, D_T: tl.constexpr, BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
-    PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr,
+    PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr, A_S: tl.constexpr, A_T: tl.constexpr,
 ):  # fmt: skip
     """out ``(L, T, H, D_S)``: ``d_loss coefficient scale_s sum_j dL/ds_ij other_j`` for the rows of `own`.
 
     With OWN_IS_A rows are queries; without, keys: the same map seen from its other side.
     """
     block, head, layer, start, length = map_of(tl.program_id(0), cu_seqlens, blocks, L, H)
+    stride_own_s, stride_other_s, head_own_s, head_other_s = _all_known(
+        stride_own_s, stride_other_s, head_own_s, head_other_s, A_S
+    )
+    stride_own_t, stride_other_t, head_own_t, head_other_t = _all_known(
+        stride_own_t, stride_other_t, head_own_t, head_other_t, A_T
+    )
+    factor = tl.load(d_loss) * tl.load(coefficient) * scale_s
+    if LOSS != SCORE_MSE:
+        scale_s, scale_t = scale_s * LOG2E, scale_t * LOG2E
     rows = block * M + tl.arange(0, M)
     own_s = pick(own_s, layer, L) + start * stride_own_s + head * head_own_s
     own_t = pick(own_t, layer, L) + start * stride_own_t + head * head_own_t
@@ -167,8 +185,8 @@ def gradient_kernel(
             real = (rows < length)[:, None] & (columns < length)[None, :]
             queries = rows[:, None] if OWN_IS_A else columns[None, :]
             known = queries < length
-            p_s = _exp(s - tl.load(at + queries, mask=known, other=0.0), real)
-            p_t = _exp(t - tl.load(at + plane + queries, mask=known, other=0.0), real)
+            p_s = _exp2(s - tl.load(at + queries, mask=known, other=0.0), real)
+            p_t = _exp2(t - tl.load(at + plane + queries, mask=known, other=0.0), real)
             if LOSS == KL:
                 g = p_s - p_t
             else:
@@ -178,7 +196,7 @@ def gradient_kernel(
         else:
             total += tl.dot(g.to(y_s.dtype), y_s, input_precision=PRECISION_S)
 
-    total = total * (tl.load(d_loss) * tl.load(coefficient) * scale_s)
+    total *= factor
     places = tl.arange(0, BLOCK_DS)
     to = out + ((layer.to(tl.int64) * num_tokens + start + rows)[:, None] * H + head) * D_S + places[None, :]
     store(to, total, mask=(rows < length)[:, None] & (places < D_S)[None, :])
@@ -212,6 +230,7 @@ class Tiled:
             *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
             LOSS=self.kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles,
             PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
+            A_S=_divisor(*sides[:2]), A_T=_divisor(*sides[2:]),
         )  # fmt: skip
         if normalize == "padded":
             entries = num_sequences * max_seqlen * (1 if self.kind == KL.value else max_seqlen)
@@ -228,7 +247,8 @@ class Tiled:
         like, num_sequences = a_s[0], cu_seqlens.numel() - 1
         num_tokens, H, D_S = like.shape
         L = len(a_s)
-        da, db = (like.new_empty((L, num_tokens, H, D_S)) for _ in range(2))
+        # zeros: whoever fills a batch up to a fixed size has tokens that belong to no sequence
+        da, db = (like.new_zeros((L, num_tokens, H, D_S)) for _ in range(2))
         if num_sequences == 0 or num_tokens == 0:
             return da, db
         a_s, b_s, a_t, b_t = (alike(x) for x in (a_s, b_s, a_t, b_t))
@@ -241,6 +261,7 @@ class Tiled:
                 *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
                 LOSS=self.kind, OWN_IS_A=own_is_a, L=L, H=H, D_S=D_S, D_T=a_t[0].shape[-1], **tiles,
                 PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
+            A_S=_divisor(*sides[:2]), A_T=_divisor(*sides[2:]),
             )  # fmt: skip
         return da, db
 
@@ -258,14 +279,25 @@ def alike(layers: list[Tensor]) -> list[Tensor]:
     return [x.contiguous() for x in layers]
 
 
+def _divisor(*operands: list[Tensor]) -> int:
+    """Of their strides; one for tokens, one for heads."""
+    return divisor(*(stride for x in operands for stride in x[0].stride()[:2]))
+
+
 def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
-    """Block sizes: powers of two, so that few kernels are compiled; products want 16 at least, registers are few."""
-    side = min(64, max(16, triton.next_power_of_2(max_seqlen)))
+    """Block sizes: powers of two, so that few kernels are compiled; products want 16 at least, registers are few.
+
+    Raises:
+        ValueError: a head too wide for any.
+    """
+    pads = [max(16, triton.next_power_of_2(x.shape[-1])) for x in (student, teacher)]
+    if max(pads) > 256:
+        raise ValueError(f"head size {max(student.shape[-1], teacher.shape[-1])}: at most 256 fit; use more heads")
     single = torch.float32 in (student.dtype, teacher.dtype)
-    sizes = {"BLOCK_DS": student.shape[-1], "BLOCK_DT": teacher.shape[-1]}
-    pads = {name: max(16, triton.next_power_of_2(d)) for name, d in sizes.items()}
+    side = min(64, max(16, triton.next_power_of_2(max_seqlen)), (4096 if single else 8192) // max(pads))
     return {
-        **pads,
+        "BLOCK_DS": pads[0],
+        "BLOCK_DT": pads[1],
         "M": side,
         "N": min(32, side) if single else side,
         "num_warps": 8 if side == 64 else 4,

@@ -160,5 +160,5 @@ def attention_loss(
     )
     with_grads = torch.is_grad_enabled() and any(x.requires_grad for x in (*layers[0], *layers[1]))
     loss: Tensor
-    loss, _, _ = op(*layers, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, algorithm, with_grads)
+    loss, _, _ = op(*layers, cu_seqlens.contiguous(), max_seqlen, scale_s, scale_t, normalize, algorithm, with_grads)
     return loss

@@ -181,7 +181,7 @@ def backward(
     """da_s, db_s ``(L, T, H, d_s)`` in the operands' dtype, from what `forward` left."""
     like, num_sequences = a_s[0], cu_seqlens.numel() - 1
     (num_tokens, H, D_S), D_T, L = like.shape, a_t[0].shape[-1], len(a_s)
-    da, db = (like.new_empty((L, num_tokens, H, D_S)) for _ in range(2))
+    da, db = (like.new_zeros((L, num_tokens, H, D_S)) for _ in range(2))  # zeros: see the tiled form
     if num_sequences == 0 or num_tokens == 0:
         return da, db
     _, maps, W, BLOCK_DS = sums.shape

@@ -50,11 +50,23 @@ def attention_score_mse(
     """
     if algorithm not in ("auto", "tiled", "gram"):
         raise ValueError(f"algorithm={algorithm!r}: choose 'auto', 'tiled' or 'gram'")
-    if algorithm == "auto" and runs_in_triton(as_layers(q_s)[0]):  # there the host does not know single lengths
-        sizes = (as_layers(x)[0].shape[-1] for x in (q_s, q_t))
-        algorithm = "gram" if gram_pays(max_seqlen, *sizes) else "tiled"
+    if algorithm == "auto" and all(map(runs_in_triton, as_layers(q_s)[:1])):
+        pays = _gram_pays_on_a_gpu(as_layers(q_s), as_layers(q_t), cu_seqlens, max_seqlen)
+        algorithm = "gram" if pays else "tiled"
     operands = (q_s, k_s, q_t, k_t)
     return attention_loss(_OP, *operands, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, algorithm=algorithm)
+
+
+def _gram_pays_on_a_gpu(q_s: list[Tensor], q_t: list[Tensor], cu_seqlens: Tensor, max_seqlen: int) -> bool:
+    """Where the host knows the longest length alone: Gram matrices are made for maps of that length.
+
+    Not of fp32 operands, which rounding inside large sums that cancel would leave less exact than tiles are.
+    """
+    if not (q_s and q_t and q_s[0].dim() == q_t[0].dim() == 3):  # refused later, with words
+        return False
+    few_gaps = (cu_seqlens.numel() - 1) * max_seqlen <= 4 * q_s[0].shape[0]
+    half = q_s[0].dtype.itemsize == q_t[0].dtype.itemsize == 2
+    return few_gaps and half and gram_pays(max_seqlen, q_s[0].shape[2], q_t[0].shape[2])
 
 
 def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:

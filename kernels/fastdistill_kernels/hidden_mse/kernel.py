@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import finish, for_product, pick, precision, room, store
+from ..shared.kernel import divisor, finish, for_product, known, pick, precision, room, store
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -22,9 +22,11 @@ def forward_kernel(
     L: tl.constexpr, SHARED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
     KEEP: tl.constexpr, PROJECT_ONLY: tl.constexpr,
     D_S: tl.constexpr, D_T: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    A: tl.constexpr,
 ):  # fmt: skip
     """partial ``(programs,)``: sums of squares of M rows and N columns; d_p if KEEP, or p with PROJECT_ONLY."""
     program = tl.program_id(0)
+    stride_s, stride_t = known(stride_s, A), known(stride_t, A)
     column_blocks: tl.constexpr = (D_T + N - 1) // N
     row_blocks = tl.cdiv(num_tokens, M)
     layer = program // (column_blocks * row_blocks)
@@ -76,10 +78,11 @@ def _direction(x):
 def directions_kernel(
     h_s, h_t, d_p, partial, num_tokens, stride_s, stride_t,
     L: tl.constexpr, HAS_WEIGHT: tl.constexpr, COSINE: tl.constexpr, KEEP: tl.constexpr,
-    D_T: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr,
+    D_T: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, SCALE: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: sums of distances of the directions of M rows; if KEEP d_p, in the place of p."""
+    """partial ``(programs,)``: sums of distances of the directions of M rows; if KEEP SCALE d_p, in the place of p."""
     program = tl.program_id(0)
+    stride_s, stride_t = known(stride_s, A), known(stride_t, A)
     row_blocks = tl.cdiv(num_tokens, M)
     layer = program // row_blocks
     rows, columns = program % row_blocks * M + tl.arange(0, M), tl.arange(0, BLOCK_D)
@@ -96,7 +99,7 @@ def directions_kernel(
     tl.store(partial + program, tl.sum(tl.where(rows < num_tokens, distance, 0.0), axis=0))
     if KEEP:
         d = (cosine[:, None] * p - t) * inverse[:, None]
-        store(at, 0.5 * d if COSINE else d, mask=real)
+        store(at, SCALE * (0.5 * d if COSINE else d), mask=real)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "coefficient"])
@@ -136,9 +139,10 @@ def states_gradient_kernel(
 def weight_gradient_kernel(
     d_p, h_s, partial, num_tokens, tokens_each, stride_s,
     L: tl.constexpr, SHARED: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """partial ``(splits, weights, D_T (D_S + 1))``: of some tokens ``d_p^T h_s``, then the sum of d_p."""
+    stride_s = known(stride_s, A)
     blocks_s: tl.constexpr = (D_S + N - 1) // N
     tile, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     outs = tile // blocks_s * M + tl.arange(0, M)  # rows of W
@@ -193,9 +197,11 @@ def forward(
     if num_tokens == 0:
         return loss, d_p if keep else nothing
     h_s, h_t = _alike(h_s), _alike(h_t)
+    weight, bias = ([x.contiguous() for x in tensors] for tensors in (weight, bias))
     states = (tuple(h_s), tuple(h_t))
     layout = (num_tokens, h_s[0].stride(0), h_t[0].stride(0))
-    common = {"L": L, "HAS_WEIGHT": bool(weight), "KEEP": keep, "D_T": D_T}
+    A = divisor(h_s[0].stride(0), h_t[0].stride(0))
+    common = {"L": L, "HAS_WEIGHT": bool(weight), "KEEP": keep, "D_T": D_T, "A": A}
     programs = triton.cdiv(num_tokens, TILES["M"]) * triton.cdiv(D_T, TILES["N"]) * L
     partial = loss.new_empty(programs)
     if squared or weight:
@@ -208,23 +214,25 @@ def forward(
         rows = _rows(D_T)
         programs = triton.cdiv(num_tokens, rows["M"]) * L
         partial = loss.new_empty(programs)
-        directions_kernel[(programs,)](*states, d_p, partial, *layout, **common, COSINE=distance == "cosine", **rows)
+        directions_kernel[(programs,)](
+            *states, d_p, partial, *layout, **common, COSINE=distance == "cosine", SCALE=scale(distance, dtype), **rows
+        )
     finish(partial, None, loss, coefficient, entries, 1)
     return loss, d_p if keep else nothing
 
 
 def backward(
-    d_loss: Tensor, h_s: list[Tensor], weight: list[Tensor], d_p: Tensor, entries: int
+    d_loss: Tensor, h_s: list[Tensor], weight: list[Tensor], d_p: Tensor, entries: int, distance: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the states ``(L, T, D_S)``, and of G weights and biases, flat, ``(G, D_T (D_S + 1))`` float32."""
     like, L, D_T = h_s[0], len(h_s), d_p.shape[-1]
     num_tokens, D_S = like.shape
-    G, coefficient = len(weight), 2.0 / entries
+    G, coefficient = len(weight), 2.0 / (entries * scale(distance, d_p.dtype))
     dh = like.new_empty((L, num_tokens, D_S))
     new = like.new_empty if num_tokens > 0 else like.new_zeros
     flat = new((G, D_T * (D_S + 1)), dtype=torch.float32)
     if num_tokens > 0:
-        h_s = _alike(h_s)
+        h_s, weight = _alike(h_s), [w.contiguous() for w in weight]
         common = {"L": L, "SHARED": G < 2, "D_S": D_S, "D_T": D_T, "PRECISION": precision(d_p.dtype), **TILES}
         programs = triton.cdiv(num_tokens, TILES["M"]) * triton.cdiv(D_S, TILES["N"]) * L
         states_gradient_kernel[(programs,)](
@@ -234,7 +242,14 @@ def backward(
             partial = flat.new_empty((SPLITS, *flat.shape))
             grid = (triton.cdiv(D_T, TILES["M"]) * triton.cdiv(D_S, TILES["N"]), G, SPLITS)
             weight_gradient_kernel[grid](
-                d_p, tuple(h_s), partial, num_tokens, triton.cdiv(num_tokens, SPLITS), h_s[0].stride(0), **common
+                d_p,
+                tuple(h_s),
+                partial,
+                num_tokens,
+                triton.cdiv(num_tokens, SPLITS),
+                h_s[0].stride(0),
+                A=divisor(h_s[0].stride(0)),
+                **common,
             )
             reduce_kernel[(triton.cdiv(flat.numel(), 1024),)](
                 partial, d_loss, flat, SPLITS, flat.numel(), coefficient, BLOCK=1024
@@ -253,3 +268,8 @@ def _rows(D_T: int) -> dict[str, int]:
     """Block sizes for whole rows: some 4096 elements a program."""
     block = max(16, triton.next_power_of_2(D_T))
     return {"BLOCK_D": block, "M": max(1, 4096 // block), "num_warps": 4 if block <= 4096 else 16}
+
+
+def scale(distance: str, dtype: torch.dtype) -> int:
+    """What d_p is multiplied by where it would be too small for float16: that of directions shrinks with the states."""
+    return 4096 if dtype == torch.float16 and distance != "squared" else 1

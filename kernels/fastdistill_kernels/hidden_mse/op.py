@@ -127,18 +127,18 @@ def _(
 
 @torch.library.custom_op("fastdistill::hidden_mse_backward", mutates_args=())
 def _backward(
-    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int
+    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int, distance: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of all states ``(L, T, D_s)``, and of weights and biases, flat, ``(G, D_t (D_s + 1))`` float32."""
     from . import kernel
 
     with torch.cuda.device_of(h_s[0]):
-        return kernel.backward(d_loss, list(h_s), list(weight), d_p, num_entries)
+        return kernel.backward(d_loss, list(h_s), list(weight), d_p, num_entries, distance)
 
 
 @_backward.register_fake
 def _(
-    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int
+    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int, distance: str
 ) -> tuple[Tensor, Tensor]:
     G, D_T, D_S = len(weight), d_p.shape[-1], h_s[0].shape[-1]
     dh = h_s[0].new_empty((len(h_s), *h_s[0].shape))
@@ -146,7 +146,8 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    h_s, _, weight, bias, ctx.num_entries, *_ = inputs
+    h_s, _, weight, bias, *ctx.options = inputs
+    ctx.options = ctx.options[:2]
     _, d_p = output
     ctx.mark_non_differentiable(d_p)
     ctx.set_materialize_grads(False)
@@ -158,7 +159,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _differentiate(ctx: Any, d_loss: Tensor, _: None) -> tuple[Any, ...]:
     num_layers, num_weights, num_biases = ctx.sizes
     *tensors, d_p = ctx.saved_tensors
-    dh, flat = _backward(d_loss, tensors[:num_layers], tensors[num_layers:], d_p, ctx.num_entries)
+    dh, flat = _backward(d_loss, tensors[:num_layers], tensors[num_layers:], d_p, *ctx.options)
     D_T, D_S = d_p.shape[-1], dh.shape[-1]
     dw, db = flat[:, : D_T * D_S].unflatten(1, (D_T, D_S)), flat[:, D_T * D_S :]
     weights = list(dw.to(ctx.dtypes[0]).unbind()) if num_weights else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from ..device import INTERPRETED
 
+LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 UPCAST = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bit patterns of bf16
 
 
@@ -20,6 +23,12 @@ def pick(pointers, layer, L: tl.constexpr):
         if layer == n:
             pointer = pointers[n]
     return pointer
+
+
+@triton.jit
+def known(number, A: tl.constexpr):
+    """`number`, of which the compiler now knows that A divides it: what is read A apart can be read at once."""
+    return number // A * A
 
 
 @triton.jit
@@ -61,6 +70,11 @@ def finish_kernel(
     inverse = 1.0 / (heads * entries)
     tl.store(loss, tl.sum(total, axis=0) * inverse)
     tl.store(coefficient, inverse)
+
+
+def divisor(*numbers: int) -> int:
+    """The greatest power of two up to 16 that divides all of them, for `known`."""
+    return math.gcd(16, *numbers)
 
 
 def room(like: Tensor, empty: bool) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import store
+from ..shared.kernel import LN2, LOG2E, divisor, known, store
 
 NOWHERE = tl.constexpr(-1e30)  # a logit that no softmax sees, and that stays finite when it is scaled
-LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -29,13 +28,17 @@ def _row(rows, program, HAS_ROWS: tl.constexpr):
 
 
 @triton.jit
-def _weight(row_weights, labels, row, ignore_index, HAS_WEIGHTS: tl.constexpr, HAS_LABELS: tl.constexpr):
-    """(weight, label) of a row; a row that is ignored weighs nothing and has label -1."""
+def _weight(
+    row_weights, labels, row, ignore_index, classes, HAS_WEIGHTS: tl.constexpr, HAS_LABELS: tl.constexpr
+):  # fmt: skip
+    """(weight, label) of a row: 0 for a row that is ignored, NaN for one whose label is no class, to be noticed."""
     weight = tl.load(row_weights + row).to(tl.float32) if HAS_WEIGHTS else 1.0
-    label = tl.load(labels + row) if HAS_LABELS else tl.full([], -1, tl.int64)
+    label = tl.load(labels + row) if HAS_LABELS else tl.full([], 0, tl.int64)
     if HAS_LABELS:
         weight = tl.where(label == ignore_index, 0.0, weight)
-        label = tl.where(label == ignore_index, -1, label)
+        outside = (label < 0) | (label >= classes)
+        weight = tl.where(outside & (weight != 0.0), float("nan"), weight)
+        label = tl.where(outside, 0, label)
     return weight, label
 
 
@@ -46,20 +49,20 @@ def _load(pointer, there):
 
 @triton.jit
 def _write_gradient(
-    student, teacher, out, top_s, top_t, sum_s, sum_t, sum_1, label, soft, hard, classes, width, scale_s, scale_t,
-    HAS_LABELS: tl.constexpr, BLOCK: tl.constexpr,
+    student, teacher, out, top_s, top_t, sum_s, sum_t, sum_1, label, weight, gain, soft, hard, classes, width,
+    scale_s, scale_t, HAS_LABELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row of the gradient, ``soft (p_s - p_t) + hard (p_1 - onehot)``, `soft` and `hard` being what is folded in."""
-    counts = (soft != 0.0) | (hard != 0.0)  # what is ignored may hold anything, NaN too
+    """A row of the gradient, ``weight (gain soft (p_s - p_t) + hard (p_1 - onehot))``."""
+    of_s, of_t, of_label = weight * gain * soft / sum_s, weight * gain * soft / sum_t, weight * hard
+    of_1 = of_label / sum_1 if HAS_LABELS else 0.0
     for first in range(0, width, BLOCK):
         places = first + tl.arange(0, BLOCK)
-        raw, t = _load(student + places, places < classes), _load(teacher + places, places < classes)
-        g = soft / sum_s * tl.exp2(raw * scale_s - top_s * scale_s)
-        g -= soft / sum_t * tl.exp2(t * scale_t - top_t * scale_t)
+        raw, t = _load(student + places, places < classes) - top_s, _load(teacher + places, places < classes) - top_t
+        g = of_s * tl.exp2(raw * scale_s) - of_t * tl.exp2(t * scale_t)
         if HAS_LABELS:
-            g += hard / sum_1 * tl.exp2(raw * LOG2E - top_s * LOG2E)
-            g -= tl.where(places == label, hard, 0.0)
-        store(out + places, tl.where(counts, g, 0.0), mask=places < width)
+            g += of_1 * tl.exp2(raw * LOG2E) - tl.where(places == label, of_label, 0.0)
+        # what is ignored may hold anything, NaN too
+        store(out + places, tl.where(weight != 0.0, g, 0.0), mask=places < width)
 
 
 @triton.jit(do_not_specialize=["num_rows", "ignore_index"])
@@ -81,7 +84,7 @@ def weight_kernel(
             weight = tl.where(label == ignore_index, 0.0, weight)
         total += weight
     everything = tl.sum(total, axis=0)
-    tl.store(inverse, tl.where(everything > 0, 1.0 / tl.where(everything > 0, everything, 1.0), 0.0))
+    tl.store(inverse, tl.where(everything != 0.0, 1.0 / tl.where(everything != 0.0, everything, 1.0), 0.0))
 
 
 @triton.jit(do_not_specialize=["num_rows", "classes", "width", "ignore_index"])
@@ -90,15 +93,16 @@ def loss_kernel(
     num_rows, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, expected_soft, expected_hard,
     ignore_index,
     KL: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
-    WITH_GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, BLOCK: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """stats ``(4 or 5, R)``: maxima of z_s and z_t, sums of exponentials over temperatures, of z_s alone; sums: losses.
 
     With WITH_GRADIENT also out ``(N, width)``: the gradient for the student's logits if the expected ones arrive.
     """
     program = tl.program_id(0)
+    classes, width, stride_s, stride_t = known(classes, A), known(width, A), known(stride_s, A), known(stride_t, A)
     row = _row(rows, program, HAS_ROWS)
-    weight, label = _weight(row_weights, labels, row, ignore_index, HAS_WEIGHTS, HAS_LABELS)
+    weight, label = _weight(row_weights, labels, row, ignore_index, classes, HAS_WEIGHTS, HAS_LABELS)
     student, teacher = z_s + row * stride_s, z_t + row * stride_t
     places = tl.arange(0, BLOCK)
     scale_s, scale_t = inverse_s * LOG2E, inverse_t * LOG2E  # powers of two are cheaper
@@ -113,20 +117,20 @@ def loss_kernel(
     crosses = tl.zeros([BLOCK], tl.float32)
     for first in range(0, classes, BLOCK):
         there = first + places < classes
-        raw, t = _load(student + first + places, there), _load(teacher + first + places, there)
-        x_s, x_t = raw * scale_s - top_s * scale_s, t * scale_t - top_t * scale_t
+        raw = _load(student + first + places, there) - top_s
+        x_s, x_t = raw * scale_s, (_load(teacher + first + places, there) - top_t) * scale_t
         weights = tl.exp2(x_t)
         of_t += weights
         of_s += tl.exp2(x_s)
         crosses += weights * (x_t - x_s if KL else -x_s)
         if HAS_LABELS:
-            of_1 += tl.exp2(raw * LOG2E - top_s * LOG2E)
+            of_1 += tl.exp2(raw * LOG2E)
     sum_s, sum_t, sum_1 = tl.sum(of_s, axis=0), tl.sum(of_t, axis=0), tl.sum(of_1, axis=0)
     soft = tl.sum(crosses, axis=0) / sum_t + tl.log2(sum_s) - (tl.log2(sum_t) if KL else 0.0)
     hard = 0.0
     if HAS_LABELS:
-        of_label = tl.load(student + label, mask=(label >= 0) & (label < classes), other=0.0).to(tl.float32)
-        hard = tl.where(label >= 0, tl.log2(sum_1) - (of_label - top_s) * LOG2E, 0.0)
+        of_label = tl.load(student + label).to(tl.float32)
+        hard = tl.log2(sum_1) - (of_label - top_s) * LOG2E
         tl.store(stats + 4 * num_rows + program, sum_1)
     tl.store(stats + program, top_s)
     tl.store(stats + num_rows + program, top_t)
@@ -135,11 +139,9 @@ def loss_kernel(
     tl.store(sums + program, tl.where(weight != 0.0, soft * LN2 * weight, 0.0))
     tl.store(sums + num_rows + program, tl.where(weight != 0.0, hard * LN2 * weight, 0.0))
     if WITH_GRADIENT:
-        weight *= tl.load(inverse)
         _write_gradient(
-            student, teacher, out + row * width, top_s, top_t, sum_s, sum_t, sum_1, label,
-            weight * inverse_s * factor * expected_soft, weight * expected_hard, classes, width, scale_s, scale_t,
-            HAS_LABELS, BLOCK,
+            student, teacher, out + row * width, top_s, top_t, sum_s, sum_t, sum_1, label, weight * tl.load(inverse),
+            inverse_s * factor, expected_soft, expected_hard, classes, width, scale_s, scale_t, HAS_LABELS, BLOCK,
         )  # fmt: skip
 
 
@@ -163,15 +165,16 @@ def gradient_kernel(
     num_rows, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, expected_soft, expected_hard,
     ignore_index,
     HAS_D_SOFT: tl.constexpr, HAS_D_HARD: tl.constexpr, IN_PLACE: tl.constexpr,
-    HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """out ``(N, width)``: the gradient for the student's logits; 0 in columns past `classes` and in ignored rows.
 
     With IN_PLACE `out` holds it already if d_soft and d_hard are the expected ones: then there is nothing to walk over.
     """
     program = tl.program_id(0)
+    classes, width, stride_s, stride_t = known(classes, A), known(width, A), known(stride_s, A), known(stride_t, A)
     row = _row(rows, program, HAS_ROWS)
-    weight, label = _weight(row_weights, labels, row, ignore_index, HAS_WEIGHTS, HAS_LABELS)
+    weight, label = _weight(row_weights, labels, row, ignore_index, classes, HAS_WEIGHTS, HAS_LABELS)
     weight *= tl.load(inverse)
     soft = tl.load(d_soft) if HAS_D_SOFT else 0.0
     hard = tl.load(d_hard) if HAS_D_HARD else 0.0
@@ -183,9 +186,8 @@ def gradient_kernel(
     sum_s, sum_t = tl.load(stats + 2 * num_rows + program), tl.load(stats + 3 * num_rows + program)
     sum_1 = tl.load(stats + 4 * num_rows + program) if HAS_LABELS else 1.0
     _write_gradient(
-        z_s + row * stride_s, z_t + row * stride_t, out + row * width, top_s, top_t, sum_s, sum_t, sum_1, label,
-        weight * inverse_s * factor * soft, weight * hard, classes, columns, inverse_s * LOG2E, inverse_t * LOG2E,
-        HAS_LABELS, BLOCK,
+        z_s + row * stride_s, z_t + row * stride_t, out + row * width, top_s, top_t, sum_s, sum_t, sum_1, label, weight,
+        inverse_s * factor, soft, hard, classes, columns, inverse_s * LOG2E, inverse_t * LOG2E, HAS_LABELS, BLOCK,
     )  # fmt: skip
 
 
@@ -217,7 +219,7 @@ class SoftLabels:
             z_s, z_t = _rowwise(z_s), _rowwise(z_t)
             loss_kernel[(num_rows,)](
                 z_s, z_t, *optional, inverse, stats, sums, out, num_rows, *self._numbers(z_s, z_t),
-                KL=kl, WITH_GRADIENT=with_gradient, **flags, **_blocks(self.classes),
+                KL=kl, WITH_GRADIENT=with_gradient, **flags, **_blocks(self.classes), A=self._divisor(z_s, z_t),
             )  # fmt: skip
         finish_kernel[(1,)](sums, inverse, soft, hard, num_rows, self.factor, BLOCK=2048, num_warps=8)
         return soft, hard, out, stats, inverse
@@ -238,9 +240,13 @@ class SoftLabels:
                 z_s, z_t, *optional, inverse, stats, *(stats if x is None else x for x in (d_soft, d_hard)), out,
                 num_rows, *self._numbers(z_s, z_t),
                 HAS_D_SOFT=d_soft is not None, HAS_D_HARD=d_hard is not None, IN_PLACE=in_place,
-                **flags, **_blocks(self.classes),
+                **flags, **_blocks(self.classes), A=self._divisor(z_s, z_t),
             )  # fmt: skip
         return out
+
+    def _divisor(self, z_s: Tensor, z_t: Tensor) -> int:
+        """Of all that decides where rows and masks end."""
+        return divisor(self.classes, z_s.shape[1], z_s.stride(0), z_t.stride(0))
 
     def _numbers(self, z_s: Tensor, z_t: Tensor) -> tuple[float, ...]:
         """From `classes` to `ignore_index`, as both kernels take them."""

@@ -26,19 +26,21 @@ def weighted_means(
         labels, row_weights = (None if x is None else x[rows] for x in (labels, row_weights))
     dtype = torch.promote_types(z_s.dtype, torch.float32)
     z_s, z_t = z_s[:, :classes].to(dtype), z_t.detach()[:, :classes].to(dtype)
+    weights = torch.ones_like(z_s[:, 0]) if row_weights is None else row_weights.to(dtype)
+    if labels is not None:
+        weights = torch.where(labels == ignore_index, 0.0, weights)
+    if labels is not None or row_weights is not None:  # what is ignored may hold anything, NaN too
+        z_s, z_t = (torch.where((weights != 0)[:, None], z, 0.0) for z in (z_s, z_t))
     if kl:
         log_p_s, log_p_t = (z_s / temperature_s).log_softmax(-1), (z_t / temperature_t).log_softmax(-1)
         soft = (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1)
     else:
         soft = F.cross_entropy(z_s / temperature_s, (z_t / temperature_t).softmax(-1), reduction="none")
-    weights = torch.ones_like(soft) if row_weights is None else row_weights.to(dtype)
-    if labels is not None:
-        weights = torch.where(labels == ignore_index, 0.0, weights)
-    counts, total = weights != 0, weights.sum()
-    one_over = torch.where(total > 0, 1 / torch.where(total > 0, total, 1.0), 0.0)
+    total = weights.sum()
+    one_over = torch.where(total != 0, 1 / torch.where(total != 0, total, 1.0), 0.0)
 
     def mean(values: Tensor) -> Tensor:
-        return (torch.where(counts, values, 0.0) * weights).sum() * one_over
+        return (values * weights).sum() * one_over
 
     if labels is None:
         return mean(soft) * factor, soft.new_zeros(())

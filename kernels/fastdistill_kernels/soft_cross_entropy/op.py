@@ -43,7 +43,7 @@ def soft_cross_entropy(
             where they differ), so that its gradient keeps its size.
         ignore_index: the label of rows to leave out.
         rows: ``(R,)`` int64, the rows (of all leading dimensions as one) that take part, each once; default all.
-        row_weights: ``(...)``, weights of the rows in both means, which are divided by the sum of the weights.
+        row_weights: ``(...)``, constant weights of the rows in both means, which are divided by the weights' sum.
         num_classes: classes that are real, where logits are padded to other widths; default the width of both.
         expected_gradients: the weights that soft and hard will have in what is differentiated. On a GPU the forward
             pass makes the gradient for these; if backward brings others it is made a second time, so a wrong
@@ -64,7 +64,9 @@ def soft_cross_entropy(
     classes = student_logits.shape[-1] if num_classes is None else num_classes
     factor = temperature * temperature_t if scale_by_temperature_squared else 1.0
     z_s, z_t = student_logits.flatten(0, -2), teacher_logits.flatten(0, -2)
-    labels, rows, row_weights = (None if x is None else x.flatten() for x in (labels, rows, row_weights))
+    labels, rows, row_weights = (
+        None if x is None else x.detach().flatten().contiguous() for x in (labels, rows, row_weights)
+    )
     inputs = (z_s, z_t, labels, rows, row_weights, classes, ignore_index)
     numbers = [float(x) for x in (temperature, temperature_t, factor, *expected_gradients)]
     if not runs_in_triton(z_s):
