@@ -35,7 +35,6 @@ class Workload:
         text: name of `TEXTS`.
         length: most tokens of a sequence, and what padded loops pad to.
         blocks: join the text and cut it into sequences of exactly `length`, instead of one per sentence or paragraph.
-        soft_labels: soft and hard labels of two classes beside the latent losses.
         data: folder of the text and the tokenizer.
     """
 
@@ -44,7 +43,6 @@ class Workload:
     text: str = "sst2"
     length: int = 64
     blocks: bool = False
-    soft_labels: bool = False
     batch_size: int = 32
     data: Path = DATA
 
@@ -104,6 +102,4 @@ class Workload:
         if len(pieces) < count:
             raise ValueError(f"{path} holds {len(pieces)} sequences, {count} are needed: fewer --steps")
         pieces = pieces[:count]
-        labels = np.random.default_rng(0).integers(0, 2, count)
-        offsets = np.cumsum([0, *map(len, pieces)])
-        return Sequences(np.concatenate(pieces), offsets, labels=labels if self.soft_labels else None)
+        return Sequences(np.concatenate(pieces), np.cumsum([0, *map(len, pieces)]))

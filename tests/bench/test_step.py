@@ -1,0 +1,130 @@
+"""The whole-step benchmark: all loops learn the same, and what fails is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from bench import loops, step, workload
+from bench.workload import Workload
+from fastdistill.data.packing import Sequences, collate
+from fastdistill.step import Runtime
+from tests.tiny import make_texts, make_tokenizer
+
+FP32 = Runtime(torch.device("cpu"), torch.float32, 20, 200)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workload:
+    """Models of two and four layers, sentences of a few words."""
+    monkeypatch.setattr(workload, "SHAPES", {"large": (4, 48, 96), "small": (2, 24, 48)})
+    monkeypatch.setattr(step, "SHAPES", workload.SHAPES)
+    make_tokenizer().save_pretrained(tmp_path / workload.TOKENIZER)
+    folder = tmp_path / "tasks" / "glue" / "sst2"
+    folder.mkdir(parents=True)
+    table = pyarrow.table({"sentence": [text for text, _ in make_texts(40, 0)]})
+    pyarrow.parquet.write_table(table, folder / "train-0.parquet")
+    return Workload("large", "small", "sst2", length=12, batch_size=4, data=tmp_path)
+
+
+def test_sequences_are_cut_and_whole(work: Workload) -> None:
+    sequences = work.sequences(10)
+    texts = [text.split() for text, _ in make_texts(40, 0)]
+    assert len(sequences) == 10
+    assert sequences.lengths.tolist() == [min(len(words), 10) + 2 for words in texts[:10]]
+    starts, ends = sequences.input_ids[sequences.offsets[:-1]], sequences.input_ids[sequences.offsets[1:] - 1]
+    assert set(starts) == {2}
+    assert set(ends) == {3}
+
+
+def test_blocks_are_full(work: Workload) -> None:
+    blocks = Workload(**{**vars(work), "blocks": True}).sequences(9)
+    assert blocks.lengths.tolist() == [12] * 9
+    inner = blocks.input_ids.reshape(9, 12)[:, 1:-1].ravel()
+    assert not np.isin(inner, (2, 3)).any()
+
+
+def test_too_few_sequences_are_refused(work: Workload) -> None:
+    with pytest.raises(ValueError, match="holds 40 sequences, 41 are needed: fewer --steps"):
+        work.sequences(41)
+
+
+def test_padded_batches_hold_the_sequences(work: Workload) -> None:
+    sequences = work.sequences(8)
+    for n, (ids, mask) in enumerate(loops.padded(work, sequences, 2, torch.device("cpu"))):
+        assert ids.shape == mask.shape == (4, 12)
+        bounds = sequences.offsets[4 * n : 4 * n + 5]
+        assert ids[mask].tolist() == sequences.input_ids[bounds[0] : bounds[-1]].tolist()
+        assert mask.sum(1).tolist() == np.diff(bounds).tolist()
+        assert not ids[~mask].any()
+
+
+def losses(work: Workload, sequences: Sequences, loop: loops.Loop, steps: int) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = []
+    loop(work, sequences, FP32, steps, lambda _, values: found.append(values))
+    return found
+
+
+def test_the_published_loop_and_ours_learn_the_same(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same batches, in fp32: step after step the same three losses."""
+
+    def batches(work: Workload, sequences: Sequences) -> object:
+        return (collate(sequences, np.arange(4 * n, 4 * n + 4)) for n in range(10))
+
+    monkeypatch.setattr(loops, "our_batches", batches)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    sequences = work.sequences(40)
+    expected, ours = (losses(work, sequences, loop, 10) for loop in (loops.published, loops.ours))
+    assert len(expected) == len(ours) == 10
+    for theirs, mine in zip(expected, ours, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    assert sum(ours[-1].values()) < 0.97 * sum(ours[0].values())
+    fast = losses(work, sequences, loops.compiled, 10)
+    assert fast[-1] == pytest.approx(expected[-1], rel=3e-2)
+
+
+def test_our_batches_hold_as_many_tokens_as_theirs(work: Workload) -> None:
+    sequences = work.sequences(40)
+    batches = [batch for batch, _ in zip(loops.our_batches(work, sequences), range(10), strict=False)]
+    assert 0.75 < sum(batch.num_tokens for batch in batches) / int(sequences.offsets[-1]) < 1.25
+
+
+def test_a_measurement(work: Workload) -> None:
+    result = step.measure("ours", work, 3, FP32)
+    assert result["tokens_per_s"] > 0
+    assert len(result["losses"]) == 3 + step.WARM_UP
+    assert result["flops_per_s"] == pytest.approx(result["tokens_per_s"] * step.flops_per_token(work))
+    assert set(result["parts_ms"]) == {"data", "teacher", "student forward", "losses", "backward", "update"}
+    assert min(result["parts_ms"].values()) > 0
+
+
+def test_flops_by_hand() -> None:
+    """BERT-base: 12 layers of 4 x 768^2 + 2 x 768 x 3072 products, two operations each; three times TinyBERT4's."""
+    assert step.flops_per_token(Workload()) == 12 * 2 * 7077888 + 3 * 4 * 2 * (4 * 312**2 + 2 * 312 * 1200)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--text=imdb", "--text imdb: choose one of sst2, wiki"),
+        ("--student=tiny", "--student tiny: choose one of bert-base, tinybert4, tinybert6"),
+        ("--loops=ours,theirs", "--loops theirs: choose from published, compiled, textbrewer, ours"),
+        ("--data=/nowhere", "there is no data at /nowhere: pass --data FOLDER"),
+    ],
+)
+def test_errors_name_the_value(option: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        step.main(["--cpu", f"--data={tmp_path}", option])
+
+
+def test_a_loop_that_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "machine_limits", lambda *_: {"copy_bytes_per_s": 1e9, "flops_per_s": 1e12})
+    step.main(["--cpu", f"--data={tmp_path}", "--loops=published"])  # a folder without texts
+    assert "published   failed: " in capsys.readouterr().out
