@@ -174,7 +174,7 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
             self.found = {name: value.item() for name, value in (losses_dict or {}).items()}
 
         def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-            for ids, mask in padded(work, sequences, steps, runtime.device):
+            for ids, mask in padded(work, sequences, steps + 1, runtime.device):
                 yield ids, mask
                 after(int(mask.sum()), self.found)  # the distiller asks for the next batch when a step is done
 

@@ -88,6 +88,13 @@ def test_the_published_loop_and_ours_learn_the_same(work: Workload, monkeypatch:
     assert fast[-1] == pytest.approx(expected[-1], rel=3e-2)
 
 
+def test_textbrewer_takes_as_many_steps(work: Workload) -> None:
+    pytest.importorskip("textbrewer")
+    found = losses(work, work.sequences(40), loops.textbrewer, 5)
+    assert len(found) == 5
+    assert sum(found[-1].values()) < sum(found[0].values())
+
+
 def test_our_batches_hold_as_many_tokens_as_theirs(work: Workload) -> None:
     sequences = work.sequences(40)
     batches = [batch for batch, _ in zip(loops.our_batches(work, sequences), range(10), strict=False)]
