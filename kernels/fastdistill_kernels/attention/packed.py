@@ -6,7 +6,7 @@ T tokens of B sequences lie end to end; sequence b is ``[cu_seqlens[b], cu_seqle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -108,3 +108,16 @@ def attention_scores(a: Tensor, b: Tensor, scale: float) -> Tensor:
     dtype = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):
         return torch.einsum("ihd,jhd->hij", a.to(dtype), b.to(dtype)) * scale
+
+
+def all_scores(
+    layers: list[list[Tensor]], cu_seqlens: Tensor, scale_s: float, scale_t: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Student's and teacher's scores ``(heads, n, n)`` of every layer and sequence; the teacher's are constants.
+
+    `layers` are a_s, b_s, a_t, b_t, each with one operand per layer.
+    """
+    for x_s, y_s, x_t, y_t in zip(*layers, strict=True):
+        for start, stop in pairwise(cu_seqlens.tolist()):
+            scores_s = attention_scores(x_s[start:stop], y_s[start:stop], scale_s)
+            yield scores_s, attention_scores(x_t[start:stop], y_t[start:stop], scale_t).detach()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from ..attention.packed import Layers, as_layers, attention_scores, default_scale, num_rows, sequence_lengths
+from ..attention.packed import Layers, all_scores, as_layers, default_scale, num_rows, sequence_lengths
 from .relation_heads import split_heads
 
 
@@ -44,9 +42,7 @@ def attention_kl(
     lengths = sequence_lengths(cu_seqlens, first_s.shape[0], max_seqlen)
     scale_s, scale_t = default_scale(scale_s, first_s) / temperature, default_scale(scale_t, first_t) / temperature
     total = first_s.new_zeros((), dtype=torch.promote_types(first_s.dtype, torch.float32))
-    for x_s, y_s, x_t, y_t in zip(*layers, strict=True):
-        for start, stop in pairwise(cu_seqlens.tolist()):
-            log_probs_s = attention_scores(x_s[start:stop], y_s[start:stop], scale_s).log_softmax(-1)
-            log_probs_t = attention_scores(x_t[start:stop], y_t[start:stop], scale_t).log_softmax(-1).detach()
-            total = total + (log_probs_t.exp() * (log_probs_t - log_probs_s)).sum()
+    for scores_s, scores_t in all_scores(layers, cu_seqlens, scale_s, scale_t):
+        log_probs_s, log_probs_t = scores_s.log_softmax(-1), scores_t.log_softmax(-1)
+        total = total + (log_probs_t.exp() * (log_probs_t - log_probs_s)).sum()
     return total / (first_s.shape[1] * num_rows(lengths, max_seqlen, normalize))

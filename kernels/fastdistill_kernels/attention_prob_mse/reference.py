@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from ..attention.packed import Layers, as_layers, attention_scores, default_scale, num_pairs, sequence_lengths
+from ..attention.packed import Layers, all_scores, as_layers, default_scale, num_pairs, sequence_lengths
 
 
 def attention_prob_mse(
@@ -38,9 +36,6 @@ def attention_prob_mse(
     lengths = sequence_lengths(cu_seqlens, first_s.shape[0], max_seqlen)
     scale_s, scale_t = default_scale(scale_s, first_s), default_scale(scale_t, first_t)
     total = first_s.new_zeros((), dtype=torch.promote_types(first_s.dtype, torch.float32))
-    for x_s, y_s, x_t, y_t in zip(*layers, strict=True):
-        for start, stop in pairwise(cu_seqlens.tolist()):
-            scores_s = attention_scores(x_s[start:stop], y_s[start:stop], scale_s)
-            scores_t = attention_scores(x_t[start:stop], y_t[start:stop], scale_t).detach()
-            total = total + (scores_s.softmax(-1) - scores_t.softmax(-1)).square().sum()
+    for scores_s, scores_t in all_scores(layers, cu_seqlens, scale_s, scale_t):
+        total = total + (scores_s.softmax(-1) - scores_t.softmax(-1)).square().sum()
     return total / (first_s.shape[1] * num_pairs(lengths, max_seqlen, normalize))

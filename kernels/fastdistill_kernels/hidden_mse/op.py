@@ -146,8 +146,8 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    h_s, _, weight, bias, *ctx.options = inputs
-    ctx.options = ctx.options[:2]
+    h_s, _, weight, bias, num_entries, distance, _, _ = inputs
+    ctx.options = num_entries, distance
     _, d_p = output
     ctx.mark_non_differentiable(d_p)
     ctx.set_materialize_grads(False)
