@@ -46,6 +46,13 @@ def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
     torch.testing.assert_close(actual, expected)
 
 
+@each_spec
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_rows_of_several_blocks(spec: Spec, dtype: torch.dtype) -> None:
+    """Rows that no tile holds whole."""
+    assert_parity(spec, spec.inputs(Shape((129, 3, 200), heads=1, head_dim_s=26, head_dim_t=64), dtype), dtype)
+
+
 GRAM = replace(ATTENTION_SCORE_MSE, op=partial(attention_score_mse, algorithm="gram"))
 each_algorithm = pytest.mark.parametrize(
     "spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"]

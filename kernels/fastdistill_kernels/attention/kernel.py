@@ -72,12 +72,13 @@ def forward_kernel(
     num_tokens, blocks, scale_s, scale_t,
     stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
     LOSS: tl.constexpr, L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
-    BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr,
     PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr, A_S: tl.constexpr, A_T: tl.constexpr,
 ):  # fmt: skip
     """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 2 or 3, L, H, T)``: lse_s, lse_t, delta.
 
     Log-sum-exps lse are in powers of two; delta is the softmax's own part of the gradient, ``sum_j P_s dL/dP_s``.
+    With WHOLE no row is longer than N: PROB_MSE, which wants the scores twice, still has them.
     """
     program = tl.program_id(0)
     block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
@@ -97,6 +98,7 @@ def forward_kernel(
     loss = tl.zeros([M], tl.float32)
     top_s, top_t = tl.full([M], NOWHERE, tl.float32), tl.full([M], NOWHERE, tl.float32)
     sum_s, sum_t = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
+    s, t = tl.zeros([M, N], tl.float32), tl.zeros([M, N], tl.float32)
     for first in range(0, columns_end, N):
         columns = first + tl.arange(0, N)
         s = scale_s * _product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
@@ -127,8 +129,11 @@ def forward_kernel(
             delta = tl.zeros([M], tl.float32)
             for first in range(0, columns_end, N):
                 columns = first + tl.arange(0, N)
-                s = scale_s * _product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
-                t = scale_t * _product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
+                if not WHOLE:
+                    y_s = load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS)
+                    y_t = load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT)
+                    s = scale_s * _product(x_s, y_s, PRECISION_S)
+                    t = scale_t * _product(x_t, y_t, PRECISION_T)
                 visible = (columns < length)[None, :]
                 p_s = _exp2(s - lse_s[:, None], visible)
                 error = p_s - _exp2(t - lse_t[:, None], visible)
@@ -223,12 +228,15 @@ class Tiled:
             return loss, stats, coefficient
         sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
         tiles = _tiles(max_seqlen, like, a_t[0])
+        whole = self.kind == PROB_MSE.value and max_seqlen <= 128 and max(like.shape[-1], a_t[0].shape[-1]) <= 64
+        if whole:  # of longer rows, or wider heads, too little would fit into registers
+            tiles |= {"N": max(16, triton.next_power_of_2(max_seqlen)), "num_stages": 1}
         blocks = triton.cdiv(max_seqlen, tiles["M"])
         partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
         forward_kernel[(len(partial),)](
             *(tuple(x) for x in sides), cu_seqlens, partial, stats, num_tokens, blocks, scale_s, scale_t,
             *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-            LOSS=self.kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles,
+            LOSS=self.kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles, WHOLE=whole,
             PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
             A_S=_divisor(*sides[:2]), A_T=_divisor(*sides[2:]),
         )  # fmt: skip
