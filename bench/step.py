@@ -46,11 +46,13 @@ def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
     work.check()
     sequences = work.sequences((steps + WARM_UP + 1) * work.batch_size)
     tokens: list[int] = []
+    drawn: list[int] = []
     moments: list[float] = []
     losses: list[dict[str, float]] = []
 
-    def after(count: int, found: dict[str, float]) -> None:
+    def after(count: int, texts: int, found: dict[str, float]) -> None:
         tokens.append(count)
+        drawn.append(texts)
         moments.append(time.perf_counter())  # every loop has waited for its losses by now
         losses.append(found)
 
@@ -61,7 +63,7 @@ def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
     return {
         "loop": name,
         "tokens_per_s": rate,
-        "sequences_per_s": work.batch_size * len(seconds) / sum(seconds) if name != "ours" else None,
+        "sequences_per_s": sum(drawn[WARM_UP:]) / sum(seconds),
         "step_ms": 1000 * statistics.median(seconds),
         "flops_per_s": rate * flops_per_token(work),
         "peak_mib": peak_mib(runtime.device),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ class Batch:
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths: sequence b is ``[cu_seqlens[b], cu_seqlens[b + 1])``.
         max_seqlen: the longest length, a Python int.
         labels: ``(B,)`` int64 classes or float32 regression targets; None where the text has none.
+        indices: ``(B,)`` which sequences of the data these are, on the host; None where they come from no data.
     """
 
     input_ids: Tensor
@@ -28,6 +30,7 @@ class Batch:
     cu_seqlens: Tensor
     max_seqlen: int
     labels: Tensor | None = None
+    indices: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -39,11 +42,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        return Batch(
+        return replace(
+            self,
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
             token_type_ids=self.token_type_ids.to(device, non_blocking=True),
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-            max_seqlen=self.max_seqlen,
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )

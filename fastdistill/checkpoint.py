@@ -37,6 +37,22 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         raise OSError(f"{folder} could not be written ({error}); free the disk, then continue with --resume") from error
 
 
+def publish_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Create the file `path` whole or not at all, or replace it so.
+
+    Raises:
+        OSError: the disk is full or unwritable; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error})") from error
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

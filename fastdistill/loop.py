@@ -17,6 +17,7 @@ from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Optim, Stage
 from fastdistill.step import Runtime, Step
+from fastdistill.teacher_cache import Cached
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
@@ -77,7 +78,7 @@ def train(
     name: str,
     stage: Stage,
     student: Encoder,
-    teacher: Live | None,
+    teacher: Live | Cached | None,
     objective: Objective,
     loader: Loader,
     steps: int,
