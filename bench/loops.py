@@ -225,7 +225,7 @@ def ours_cached(work: Workload, sequences: Sequences, runtime: Runtime, steps: i
 
 def _run(step: Step, work: Workload, sequences: Sequences, steps: int, after: After) -> None:
     for _, batch in zip(range(steps), our_batches(work, sequences), strict=False):
-        values = step.backward(batch)
+        values = step.backward([batch])
         step.update(OPTIM.learning_rate)
         after(batch.num_tokens, batch.num_sequences, {name: float(values[name]) for name in step.objective.weights})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -39,6 +40,37 @@ class Batch:
     @property
     def num_sequences(self) -> int:
         return self.cu_seqlens.numel() - 1
+
+    @property
+    def num_pairs(self) -> Tensor:
+        """``sum_b n_b^2``, on the batch's device."""
+        return self.cu_seqlens.diff().long().square().sum()
+
+    def split(self, most_tokens: float) -> list[Batch]:
+        """Pieces of whole sequences, each of at most `most_tokens` tokens, or of one sequence that has more.
+
+        `max_seqlen` stays that of the whole, which some losses average over. The batch is on the host.
+        """
+        bounds = self.cu_seqlens.tolist()
+        cuts = [0]
+        for b in range(1, self.num_sequences):
+            if bounds[b + 1] - bounds[cuts[-1]] > most_tokens:
+                cuts.append(b)
+        pieces = []
+        for first, last in pairwise([*cuts, self.num_sequences]):
+            tokens, rows = slice(bounds[first], bounds[last]), slice(first, last)
+            pieces.append(
+                replace(
+                    self,
+                    input_ids=self.input_ids[tokens],
+                    position_ids=self.position_ids[tokens],
+                    token_type_ids=self.token_type_ids[tokens],
+                    cu_seqlens=self.cu_seqlens[first : last + 1] - bounds[first],
+                    labels=None if self.labels is None else self.labels[rows],
+                    indices=None if self.indices is None else self.indices[rows],
+                )
+            )
+        return pieces
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from fastdistill.models.teacher import Live
 from fastdistill.recipe import Optim, Stage
 from fastdistill.step import Runtime, Step
 from fastdistill.teacher_cache import Cached
+
+CHECKED_TOKENS = 4096  # of the first batch, when its terms are checked
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
@@ -97,7 +100,7 @@ def train(
         FloatingPointError: a loss or the gradient is not finite.
         OSError: a checkpoint could not be written.
     """
-    step = Step(student, teacher, objective, stage, runtime)
+    step = Step(student, teacher, objective, stage, runtime, lambda text: log.say(f"{name}: {text}"))
     state = TrainingState(student, objective, step.optimizer, Progress())
     if found := checkpoints.latest():
         try:
@@ -117,16 +120,13 @@ def train(
     if progress.step == 0:
         _, first = next(loader.batches())
         with torch.random.fork_rng():  # the guard must not move the dropout of what follows
-            check_alive(lambda: step.forward(first)[1], student)
+            check_alive(lambda: step.forward(first.split(CHECKED_TOKENS)[0])[1], student)
 
     clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
     while progress.step < steps:
-        totals: dict[str, Tensor] = {}
-        for _ in range(accumulate):
-            _, batch = next(batches)
-            for term, value in step.backward(batch).items():
-                totals[term] = totals.get(term, 0) + value / accumulate
-            progress.tokens += batch.num_tokens
+        drawn = [batch for _, batch in islice(batches, accumulate)]
+        totals = step.backward(drawn)
+        progress.tokens += sum(batch.num_tokens for batch in drawn)
         norm = step.update(learning_rate(stage.optim, progress.step, steps))
         meter.add(totals | {"gradient norm": norm})
         progress.step += 1

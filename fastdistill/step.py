@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -61,21 +62,32 @@ def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
 
 
+def _lacks_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+
+
 class Step:
-    """What `train` repeats: `backward` for each batch of a step, then `update`.
+    """What `train` repeats: `backward`, then `update`.
 
     Args:
         student, objective: what is trained.
         teacher: None for training on gold labels alone.
-        stage: its schedule decides how many batches make a step, and how large a gradient may be.
+        stage: its optimiser.
         runtime: where, and in which precision.
+        say: takes what the user should know.
     """
 
     def __init__(
-        self, student: Encoder, teacher: Live | Cached | None, objective: Objective, stage: Stage, runtime: Runtime
+        self,
+        student: Encoder,
+        teacher: Live | Cached | None,
+        objective: Objective,
+        stage: Stage,
+        runtime: Runtime,
+        say: Callable[[str], None] = print,
     ) -> None:
-        self.student, self.teacher, self.objective, self.runtime = student, teacher, objective, runtime
-        self.accumulate = stage.gradient_accumulation_steps
+        self.student, self.teacher, self.objective, self.runtime, self.say = student, teacher, objective, runtime, say
+        self.most_tokens: float = math.inf  # that memory has room for, as far as is known
         self.max_grad_norm = stage.optim.max_grad_norm or math.inf
         self.optimizer = make_optimizer(stage.optim, student, objective)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -89,20 +101,55 @@ class Step:
         """What the teacher has to say of a batch, if there is a teacher."""
         return self.teacher(batch, self.objective.teacher_taps) if self.teacher is not None else None
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch and its terms, unweighted."""
+    def forward(self, batch: Batch, whole: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch and its terms, unweighted; of a piece of a batch, its share of them."""
         batch = batch.to(self.runtime.device)
         with self.runtime.autocast():
             target = self.teach(batch)
             output = self.student(batch, self.objective.student_taps)
-            loss, values = self.objective(output, target, batch)
+            loss, values = self.objective(output, target, batch, whole)
         return loss, values
 
-    def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Add the gradients of one batch of the step; returns its loss and terms, on the device."""
-        loss, values = self.forward(batch)
-        (loss / self.accumulate).backward()
-        return {name: value.detach() for name, value in (values | {"loss": loss}).items()}
+    def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Leave the mean gradient of the batches of a step; returns their mean loss and terms, on the device.
+
+        Where memory does not suffice, it begins again with pieces of half as many tokens, and the outcome is the same.
+
+        Raises:
+            ValueError: a single sequence does not fit into memory.
+        """
+        while True:
+            try:
+                return self._backward(batches)
+            except RuntimeError as error:
+                if not _lacks_memory(error):
+                    raise
+            self._halve(batches)  # out here, where nothing holds on to the tensors of the failed pass
+
+    def _backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        for batch in batches:
+            pieces = batch.split(self.most_tokens)
+            whole = batch.to(self.runtime.device) if len(pieces) > 1 else None
+            for piece in pieces:
+                loss, values = self.forward(piece, whole)
+                (loss / len(batches)).backward()
+                for name, value in (values | {"loss": loss}).items():
+                    totals[name] = totals.get(name, 0) + value.detach() / len(batches)
+        return totals
+
+    def _halve(self, batches: Sequence[Batch]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        pieces = [piece for batch in batches for piece in batch.split(self.most_tokens)]
+        largest = max(pieces, key=lambda piece: piece.num_tokens)
+        if largest.num_sequences == 1:
+            raise ValueError(
+                f"a single sequence of {largest.num_tokens} tokens does not fit into memory: lower max_length"
+            )
+        self.most_tokens = largest.num_tokens // 2
+        self.say(f"out of memory with {largest.num_tokens:,} tokens at once: going on with {self.most_tokens:,}")
 
     def update(self, learning_rate: float) -> Tensor:
         """Clip the gradients, move the weights, and return the norm that the gradients had, on the device."""

@@ -87,12 +87,14 @@ class Spy(Objective):
         super().__init__(Losses(hard=1.0), (), student, None)
         self.student, self.calls, self.fail_at = [student], [], fail_at
 
-    def forward(self, student: Captured, teacher: Captured | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, student: Captured, teacher: Captured | None, batch: Batch, whole: Batch | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         if len(self.calls) == self.fail_at:
             raise KeyboardInterrupt
         assert student.logits is not None
         self.calls.append((self.student[0].training, student.logits.dtype, batch.num_tokens))
-        return super().forward(student, teacher, batch)
+        return super().forward(student, teacher, batch, whole)
 
 
 def load(world: Path) -> Encoder:

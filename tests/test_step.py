@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastdistill import step
+from fastdistill.batch import Batch
+from fastdistill.data.packing import Sequences, collate
+from fastdistill.losses.objective import Objective
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Live
 from fastdistill.recipe import Losses, Optim, Stage
 from fastdistill.step import Runtime, make_optimizer
 from tests.tiny import tiny_recipe
@@ -92,3 +100,100 @@ def test_embeddings_are_made_sparse_on_cpus() -> None:
     stage = Stage(losses=Losses(hard=1.0))
     step.Step(model, None, Summed(), stage, Runtime(torch.device("cpu"), torch.float32, 1, 1))  # type: ignore[arg-type]
     assert model[0].sparse
+
+
+ALL = Losses(attention=1.0, hidden=0.5, embedding=2.0, relation=0.3, relation_heads=2, soft=1.0, hard=0.7)
+LACKING = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]
+
+
+def text() -> Sequences:
+    lengths = np.array([3, 9, 4, 12, 9, 5, 7, 15, 2, 6])
+    offsets = np.concatenate(([0], lengths.cumsum()))
+    ids = np.random.default_rng(0).integers(5, 20, offsets[-1])
+    return Sequences(ids, offsets, labels=np.arange(10) % 2)
+
+
+def whole_step(world: Path, losses: Losses) -> tuple[step.Step, list[str]]:
+    """A step over all loss terms, and what it says."""
+    torch.manual_seed(0)
+    teacher = Encoder.load(world / "teacher", head="fresh", num_labels=2)
+    student = Encoder.load(world / "teacher", head="fresh", num_labels=2).eval()  # no dropout
+    objective = Objective(losses, ((2, 3), (4, 4)), student, teacher)
+    said: list[str] = []
+    runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)
+    return step.Step(student, Live(teacher), objective, Stage(losses=losses), runtime, said.append), said
+
+
+def give_out(monkeypatch: pytest.MonkeyPatch, ours: step.Step, most: int, error: RuntimeError) -> None:
+    """As if memory had room for `most` tokens, and that were found out in the backward pass."""
+    forward = ours.forward
+
+    def limited(batch: Batch, whole: Batch | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, values = forward(batch, whole)
+        if batch.num_tokens > most:
+            (17 * loss).backward(retain_graph=True)
+            raise error
+        return loss, values
+
+    monkeypatch.setattr(ours, "forward", limited)
+
+
+@pytest.mark.parametrize("error", LACKING, ids=["gpu", "cpu"])
+@pytest.mark.parametrize("normalize", ["tokens", "padded"])
+def test_a_step_that_lacks_memory_has_the_same_outcome_in_pieces(
+    world: Path, monkeypatch: pytest.MonkeyPatch, normalize: Literal["tokens", "padded"], error: RuntimeError
+) -> None:
+    batches = [collate(text(), np.arange(5)), collate(text(), np.arange(5, 10))]
+    losses = replace(ALL, normalize=normalize)
+    expected, _ = whole_step(world, losses)
+    values = expected.backward(batches)
+    ours, said = whole_step(world, losses)
+    give_out(monkeypatch, ours, 15, error)
+    pieced = ours.backward(batches)
+    assert said == [
+        "out of memory with 37 tokens at once: going on with 18",
+        "out of memory with 16 tokens at once: going on with 8",
+    ]
+    assert set(values) == set(pieced) == {"attention", "hidden", "embedding", "relation", "soft", "hard", "loss"}
+    for name, value in values.items():
+        torch.testing.assert_close(pieced[name], value, msg=name)
+    for mine, theirs in zip(ours.parameters, expected.parameters, strict=True):
+        if theirs.grad is not None:
+            assert mine.grad is not None
+            torch.testing.assert_close(mine.grad.to_dense(), theirs.grad.to_dense(), rtol=1e-4, atol=1e-6)
+    ours.backward(batches)  # it need not find out again
+    assert len(said) == 2
+
+
+def test_a_sequence_that_does_not_fit_alone_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = whole_step(world, ALL)
+    give_out(monkeypatch, ours, 14, LACKING[0])
+    with pytest.raises(ValueError, match="a single sequence of 15 tokens does not fit into memory: lower max_length"):
+        ours.backward([collate(text(), np.arange(10))])
+    assert all(p.grad is None for p in ours.parameters)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, said = whole_step(world, ALL)
+    give_out(monkeypatch, ours, 1, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        ours.backward([collate(text(), np.arange(10))])
+    assert said == []
+
+
+def test_pieces_are_whole_sequences_with_all_that_belongs_to_them() -> None:
+    batch = collate(text(), np.arange(10))
+    pieces = batch.split(16)
+    assert batch.split(math.inf)[0].num_sequences == 10
+    assert max(piece.num_tokens for piece in pieces) <= 16
+    assert {piece.max_seqlen for piece in pieces} == {15}
+    assert sum(int(piece.num_pairs) for piece in pieces) == int(batch.num_pairs)
+    for name in ("input_ids", "position_ids", "token_type_ids", "labels", "indices"):
+        parts = [torch.as_tensor(getattr(piece, name)) for piece in pieces]
+        assert torch.equal(torch.cat(parts), torch.as_tensor(getattr(batch, name)))
+    assert torch.equal(torch.cat([piece.cu_seqlens.diff() for piece in pieces]), batch.cu_seqlens.diff())
+    assert all(piece.cu_seqlens[0] == 0 for piece in pieces)
+    assert [piece.num_tokens for piece in batch.split(1)] == batch.cu_seqlens.diff().tolist()
