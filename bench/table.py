@@ -62,7 +62,7 @@ LOOPS = {
 
 def steps() -> str:
     """One row for each text and loop: real tokens per second of whole training steps."""
-    lines = []
+    lines: list[str] = []
     for path in sorted((ROOT / "bench" / "results").glob("*/step_*.json")):
         measured = json.loads(path.read_text())
         work, machine = measured["workload"], measured["machine"]
