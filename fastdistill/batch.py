@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -49,8 +50,10 @@ class Batch:
     def split(self, most_tokens: float) -> list[Batch]:
         """Pieces of whole sequences, each of at most `most_tokens` tokens, or of one sequence that has more.
 
-        `max_seqlen` stays that of the whole, which some losses average over. The batch is on the host.
+        `max_seqlen` stays that of the whole, which some losses average over.
         """
+        if self.num_tokens <= most_tokens:
+            return [self]  # and the device is not waited for
         bounds = self.cu_seqlens.tolist()
         cuts = [0]
         for b in range(1, self.num_sequences):
@@ -72,6 +75,17 @@ class Batch:
             )
         return pieces
 
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies while the host goes on."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            token_type_ids=self.token_type_ids.pin_memory(),
+            cu_seqlens=self.cu_seqlens.pin_memory(),
+            labels=None if self.labels is None else self.labels.pin_memory(),
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         return replace(
@@ -82,3 +96,23 @@ class Batch:
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
+
+
+def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """`batches` on `device`; a GPU copies the next one, on a stream of its own, while it works on the last."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    following: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            current, following = following, batch.pinned().to(device)
+        if current is not None:
+            yield current
+        torch.cuda.current_stream(device).wait_stream(copies)
+        for value in vars(following).values():
+            if isinstance(value, Tensor):
+                value.record_stream(torch.cuda.current_stream(device))
+    if following is not None:
+        yield following

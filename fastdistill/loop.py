@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from fastdistill.batch import ahead
 from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, weights
 from fastdistill.data.packing import Loader
 from fastdistill.log import Log
@@ -112,7 +113,8 @@ def train(
         log.forget(name)
     progress, meter = state.progress, Meter()
     accumulate = stage.gradient_accumulation_steps
-    batches = loader.batches(start=progress.step * accumulate)
+    drawn = (batch for _, batch in loader.batches(start=progress.step * accumulate))
+    batches = ahead(drawn, runtime.device)
     score_at = epoch_ends(loader, steps, accumulate) if validate and stage.keep == "best" else frozenset()
     log.stage(name, steps, progress.step)
     student.train()
@@ -124,9 +126,9 @@ def train(
 
     clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
     while progress.step < steps:
-        drawn = [batch for _, batch in islice(batches, accumulate)]
-        totals = step.backward(drawn)
-        progress.tokens += sum(batch.num_tokens for batch in drawn)
+        now = list(islice(batches, accumulate))
+        totals = step.backward(now)
+        progress.tokens += sum(batch.num_tokens for batch in now)
         norm = step.update(learning_rate(stage.optim, progress.step, steps))
         meter.add(totals | {"gradient norm": norm})
         progress.step += 1
