@@ -201,7 +201,10 @@ def our_step(work: Workload, runtime: Runtime, cache: tuple[Path, Sequences] | N
     live = Live(teacher.to(runtime.device), runtime.dtype)
     taught_by: Live | Cached = live
     if cache is not None:
-        taught_by = cached(cache[0], live, cache[1], objective.teacher_taps, epochs=2, verify=0, say=lambda _: None)
+        taught_by = cached(
+            cache[0], live, cache[1], objective.teacher_taps,
+            tokens_per_batch=4096, epochs=2, verify=0, say=lambda _: None,
+        )  # fmt: skip
     stage = Stage(losses=LATENT, optim=OPTIM)
     return Step(student.to(runtime.device).train(), taught_by, objective.to(runtime.device), stage, runtime)
 

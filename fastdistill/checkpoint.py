@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def publish_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: the disk is full or unwritable; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another run may write the same
     try:
         write(temporary)
         _flush(temporary)
@@ -66,7 +67,7 @@ class Progress:
     """How far a stage has come; the scalars of a checkpoint.
 
     `log_offset` is the length in bytes of the log when the checkpoint was written; what a killed run logged after it
-    is cut.
+    is cut. `most_tokens` is what memory has been found to have room for.
     """
 
     step: int = 0
@@ -74,6 +75,7 @@ class Progress:
     seconds: float = 0.0
     best_score: float | None = None
     log_offset: int = 0
+    most_tokens: float = math.inf
 
 
 @dataclass

@@ -21,8 +21,6 @@ from fastdistill.recipe import Optim, Stage
 from fastdistill.step import Runtime, Step
 from fastdistill.teacher_cache import Cached
 
-CHECKED_TOKENS = 4096  # of the first batch, when its terms are checked
-
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
     """The learning rate of step `step` of `steps` (from 0): linear warm-up, then the schedule down to 0."""
@@ -112,6 +110,7 @@ def train(
     else:
         log.forget(name)
     progress, meter = state.progress, Meter()
+    step.most_tokens = progress.most_tokens
     accumulate = stage.gradient_accumulation_steps
     drawn = (batch for _, batch in loader.batches(start=progress.step * accumulate))
     batches = ahead(drawn, runtime.device)
@@ -122,7 +121,9 @@ def train(
     if progress.step == 0:
         _, first = next(loader.batches())
         with torch.random.fork_rng():  # the guard must not move the dropout of what follows
-            check_alive(lambda: step.forward(first.split(CHECKED_TOKENS)[0])[1], student)
+            step.with_room(
+                [first], lambda: check_alive(lambda: step.forward(first.split(step.most_tokens)[0])[1], student)
+            )
 
     clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
     while progress.step < steps:
@@ -158,7 +159,7 @@ def train(
         if (save or last) and not all(p.isfinite().all() for p in step.parameters):
             raise FloatingPointError(_not_finite(name, progress.step, "weights are", "not finite"))
         if save:
-            progress.log_offset = log.offset
+            progress.log_offset, progress.most_tokens = log.offset, step.most_tokens
             checkpoints.save(state)
         clock += time.perf_counter() - paused
     log.end_stage()

@@ -30,7 +30,7 @@ from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_
 from fastdistill.models.pretrained import quiet
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Recipe, Stage
-from fastdistill.step import Runtime
+from fastdistill.step import Runtime, lacks_memory
 from fastdistill.teacher_cache import Cached, cached
 from fastdistill.workspace import Workspace, check_workspace, open_workspace
 
@@ -215,9 +215,12 @@ class Runner:
         try:
             return cached(
                 folder, live, loader.sequences, objective.teacher_taps,
-                epochs=epochs, verify=self.recipe.verify_cache, say=lambda text: self.log.say(f"{name}: {text}"),
+                tokens_per_batch=loader.tokens_per_batch, epochs=epochs, verify=self.recipe.verify_cache,
+                say=lambda text: self.log.say(f"{name}: {text}"),
             )  # fmt: skip
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not lacks_memory(error):
+                raise
             self.log.say(f"{name}: no teacher cache ({error}); the teacher runs beside the student")
             return live
 

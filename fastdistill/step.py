@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Optim, Recipe, Stage
 from fastdistill.teacher_cache import Cached
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
 
 
-def _lacks_memory(error: RuntimeError) -> bool:
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether it was raised because memory ran out, on the GPU or the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
@@ -110,21 +114,33 @@ class Step:
             loss, values = self.objective(output, target, batch, whole)
         return loss, values
 
-    def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Leave the mean gradient of the batches of a step; returns their mean loss and terms, on the device.
-
-        Where memory does not suffice, it begins again with pieces of half as many tokens, and the outcome is the same.
+    def with_room(self, batches: Sequence[Batch], work: Callable[[], T]) -> T:
+        """What `work` returns; where memory does not suffice, it begins again with pieces of half as many tokens.
 
         Raises:
             ValueError: a single sequence does not fit into memory.
         """
+        random = torch.get_rng_state(), torch.cuda.get_rng_state() if self.runtime.device.type == "cuda" else None
         while True:
             try:
-                return self._backward(batches)
+                return work()
             except RuntimeError as error:
-                if not _lacks_memory(error):
+                if not lacks_memory(error):
                     raise
             self._halve(batches)  # out here, where nothing holds on to the tensors of the failed pass
+            torch.set_rng_state(random[0])
+            if random[1] is not None:
+                torch.cuda.set_rng_state(random[1])
+
+    def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Leave the mean gradient of the batches of a step; returns their mean loss and terms, on the device.
+
+        Pieces, where memory lacks (`with_room`), have the outcome of the whole, but for what dropout draws.
+
+        Raises:
+            ValueError: a single sequence does not fit into memory.
+        """
+        return self.with_room(batches, lambda: self._backward(batches))
 
     def _backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}

@@ -11,7 +11,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +30,17 @@ from fastdistill.models.teacher import Live
 
 FORMAT_VERSION = 1
 TOKENS_PER_SHARD = 1 << 14
-TOKENS_PER_BATCH = 1 << 12  # of the teacher while it fills the cache
 KINDS = ("hidden", "q", "k", "v")
 ANSWER = "answer"  # the one tensor of a file
 TOLERANCE = 0.05  # relative error of answers in bf16 that were computed in batches of other shapes
+RESERVE = 1 << 30  # bytes that a cache leaves on the disk for what the run itself writes
 Lacking = list[tuple[int, list[str]]]
 
 
 class Cached:
     """A teacher that answers from files; called as `Live` is, with batches of `data`.
 
-    float32 answers are kept as float16, other dtypes and all logits as they are.
+    float32 answers are kept as float16 where they do not leave its range, other dtypes and all logits as they are.
 
     Args:
         folder: where caches lie; this one has a folder of its own there, named by what it was made from.
@@ -51,21 +53,19 @@ class Cached:
 
     def __init__(self, folder: Path, live: Live, data: Sequences) -> None:
         self.data = data
-        self.origin = {"format": FORMAT_VERSION, "teacher": live.fingerprint(), "text": data.fingerprint()}
-        self.folder = folder / hashlib.sha256(json.dumps(self.origin).encode()).hexdigest()[:32]
+        self.origin = json.dumps({"format": FORMAT_VERSION, "teacher": live.fingerprint(), "text": data.fingerprint()})
+        self.folder = folder / hashlib.sha256(self.origin.encode()).hexdigest()[:32]
         shard_of = data.offsets[:-1] // TOKENS_PER_SHARD
         self.bounds = [0, *(np.flatnonzero(np.diff(shard_of)) + 1).tolist(), len(data)]  # of shards, in sequences
         self.answers: dict[tuple[int, str], Tensor] = {}  # memory-mapped
         self.scaling = math.nan
         index = self.folder / "index.json"
-        if index.exists():
-            found = json.loads(index.read_text())
-            if found["origin"] != self.origin:
-                raise ValueError(
-                    f"{self.folder} holds what another teacher said, or of another text: it was made from "
-                    f"{found['origin']}, this run has {self.origin}; delete it"
-                )
-            self.scaling = found["scaling"]
+        found = index.read_text(errors="replace") if index.exists() else self.origin
+        if found != self.origin and "teacher" in found and "text" in found:  # otherwise it is torn, and written anew
+            raise ValueError(
+                f"{self.folder} holds what another teacher said, or of another text: it was made from {found}, "
+                f"this run has {self.origin}; delete it"
+            )
 
     def __call__(self, batch: Batch, taps: Taps) -> Captured:
         """What the teacher said of the batch, on the batch's device."""
@@ -81,86 +81,110 @@ class Cached:
         return captured
 
     def open(self, taps: Taps) -> Lacking:
-        """Map what is there; returns the shards that lack something, with the taps that they lack."""
+        """Map what is there; returns the shards that lack something, with the taps that they lack, most taps first."""
         lacking = []
         for shard in range(len(self.bounds) - 1):
-            for name in names_of(taps):
-                if (answer := self._read(shard, name)) is not None:
-                    self.answers[shard, name] = answer
-            if names := [name for name in names_of(taps) if (shard, name) not in self.answers]:
+            names = [name for name in names_of(taps) if not self._read(shard, name)]
+            if names:
                 lacking.append((shard, names))
-        return lacking
+        return sorted(lacking, key=lambda one: -len(one[1]))
 
-    def fill(self, live: Live, lacking: Lacking) -> Iterator[int]:
-        """Ask the teacher what is lacking; yields the bytes of every shard once they are written.
+    def fill(self, live: Live, lacking: Lacking, tokens_per_batch: int) -> Generator[dict[str, int], None, None]:
+        """Ask the teacher what is lacking; yields the bytes of a shard, by tap, once they are written.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the disk is full; what was written is deleted.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for shard, names in lacking:
-            answers = self._ask(live, shard, names)
-            index = json.dumps({"origin": self.origin, "scaling": self.scaling})
-            publish_file(self.folder / "index.json", lambda path, text=index: path.write_text(text))  # type: ignore[misc]
-            self._path(shard, "").parent.mkdir(exist_ok=True)
-            for name, answer in answers.items():
-                publish_file(self._path(shard, name), lambda path, kept=answer: save_file({ANSWER: kept}, path))  # type: ignore[misc]
-                self.answers[shard, name] = answer
-            self.open(taps_of(names))  # lets go of the memory
-            yield sum(answer.nbytes for answer in answers.values())
+        written: list[Path] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            publish_file(self.folder / "index.json", lambda path: path.write_text(self.origin))
+            for shard, names in lacking:
+                answers = self._ask(live, shard, names, tokens_per_batch)
+                self._path(shard, "").parent.mkdir(exist_ok=True)
+                for name, answer in answers.items():
+                    about = {"origin": self.origin, "scaling": repr(self.scaling), "sum": checksum(answer)}
+                    to = self._path(shard, name)
+                    publish_file(to, partial(save_file, {ANSWER: answer}, metadata=about))
+                    written.append(to)
+                    if not self._read(shard, name):
+                        raise OSError(f"{to} was written but cannot be read back; is the disk full or failing?")
+                yield {name: answer.nbytes for name, answer in answers.items()}
+        except OSError:
+            self.answers.clear()  # which hold on to the files
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
 
-    def _ask(self, live: Live, shard: int, names: list[str]) -> dict[str, Tensor]:
+    def _ask(self, live: Live, shard: int, names: list[str], tokens_per_batch: int) -> dict[str, Tensor]:
         """The teacher's answers to the sequences of a shard, in the order of the text."""
         part = self.data.take(np.arange(*self.bounds[shard : shard + 2]))
         answers: dict[str, Tensor] = {}
-        for batch in in_order(part, max(TOKENS_PER_BATCH, int(part.lengths.max()))):
+        for batch in in_order(part, tokens_per_batch):
             assert batch.indices is not None, "batches of a text know its sequences"
             captured = live(batch.to(live.device), taps_of(names))
             self.scaling = captured.scaling
             tokens, _ = part.places(batch.indices)
             for name in names:
                 answer, places = get(captured, name), batch.indices if name == "logits" else tokens
-                dtype = torch.float16 if answer.dtype == torch.float32 and name != "logits" else answer.dtype
                 shape = (len(part) if name == "logits" else int(part.offsets[-1]), *answer.shape[1:])
-                kept = answers.setdefault(name, torch.empty(shape, dtype=dtype))
-                kept[torch.from_numpy(places)] = answer.to("cpu", dtype)
-        return answers
+                kept = answers.setdefault(name, torch.empty(shape, dtype=answer.dtype))
+                kept[torch.from_numpy(places)] = answer.cpu()
+        return {name: answer if name == "logits" else halved(answer) for name, answer in answers.items()}
 
-    def verify(self, live: Live, taps: Taps, count: int) -> float:
-        """Ask the teacher about `count` sequences again; returns the greatest relative error (RMS) of an answer."""
-        worst = 0.0
-        for row in np.random.default_rng(0).choice(len(self.data), min(count, len(self.data)), replace=False):
+    def verify(self, live: Live, taps: Taps, rows: np.ndarray) -> float:
+        """Ask the teacher about the sequences `rows` again; returns the greatest relative error (RMS) of a tap."""
+        errors, norms = torch.zeros(2, len(names_of(taps)), dtype=torch.float64)
+        for row in rows:
             batch = collate(self.data, np.array([row])).to(live.device)
             kept, said = self(batch, taps), live(batch, taps)
-            for name in names_of(taps):
-                x, y = get(kept, name).double(), get(said, name).double()
-                error = (x - y).norm() / y.norm()
-                worst = max(worst, math.inf if error.isnan() else error.item())
-        return worst
+            for n, name in enumerate(names_of(taps)):
+                x, y = get(kept, name).double().cpu(), get(said, name).double().cpu()
+                errors[n] += (x - y).square().sum()
+                norms[n] += y.square().sum()
+        return (errors / norms).sqrt().nan_to_num(nan=math.inf).max().item()
 
     def _path(self, shard: int, name: str) -> Path:
         return self.folder / f"{shard:05d}" / f"{name}.safetensors"
 
-    def _read(self, shard: int, name: str) -> Tensor | None:
-        """An answer, memory-mapped; None where the file is missing, torn or of another length."""
+    def _read(self, shard: int, name: str) -> bool:
+        """Map an answer; False where the file is missing, torn, damaged or of another origin."""
         first, last = self.bounds[shard : shard + 2]
         rows = last - first if name == "logits" else self.data.offsets[last] - self.data.offsets[first]
         try:
             with safe_open(self._path(shard, name), framework="pt") as file:
-                answer: Tensor = file.get_tensor(ANSWER)
+                answer, about = file.get_tensor(ANSWER), file.metadata() or {}
         except (OSError, SafetensorError):
-            return None
-        return answer if len(answer) == rows else None
+            return False
+        if about.get("origin") != self.origin or about.get("sum") != checksum(answer) or len(answer) != rows:
+            return False
+        self.scaling = float(about["scaling"])
+        self.answers[shard, name] = answer
+        return True
+
+
+def halved(answer: Tensor) -> Tensor:
+    """float32 as float16 where that loses no number to infinity; other dtypes as they are."""
+    half = answer.half() if answer.dtype == torch.float32 else answer
+    return half if half.isfinite().all() else answer
+
+
+def checksum(answer: Tensor) -> str:
+    """Of the bytes, dtype and shape."""
+    content = answer.contiguous().flatten().view(torch.uint8).numpy()
+    return f"{zlib.crc32(content.data):08x} {answer.dtype} {tuple(answer.shape)}"
 
 
 def cached(
-    folder: Path, live: Live, data: Sequences, taps: Taps, *, epochs: float, verify: int, say: Callable[[str], None]
-) -> Cached:
+    folder: Path, live: Live, data: Sequences, taps: Taps, *,
+    tokens_per_batch: int, epochs: float, verify: int, say: Callable[[str], None],
+) -> Cached:  # fmt: skip
     """A teacher that answers all of `data` from files, those it lacks made first.
 
     Args:
         folder, live, data: as for `Cached`.
         taps: what will be asked.
+        tokens_per_batch: most tokens that the teacher is asked about at once.
         epochs: how often; said beside what the cache costs.
         verify: sequences of which the teacher is asked again.
         say: takes the estimate, and what was verified.
@@ -172,23 +196,25 @@ def cached(
     cache = Cached(folder, live, data)
     lacking = cache.open(taps)
     if lacking:
-        shards = len(cache.bounds) - 1
+        tokens = np.diff(data.offsets[cache.bounds])  # of every shard
         start = time.perf_counter()
-        filling = cache.fill(live, lacking)
-        size = next(filling)
-        seconds, rest = time.perf_counter() - start, len(lacking) - 1
+        filling = cache.fill(live, lacking, tokens_per_batch)
+        first, size = lacking[0][0], next(filling)
+        seconds = (time.perf_counter() - start) / max(1, tokens[first])  # for each token
+        rest = sum(size.get(name, 0) / max(1, tokens[first]) * tokens[n] for n, names in lacking[1:] for name in names)
         say(
-            f"teacher cache: {shards} shards, {len(lacking)} to make, about {size * len(lacking) / 2**20:,.0f} MiB and "
-            f"{seconds * len(lacking):,.0f} s in {cache.folder}; each of {epochs:g} epochs is up to "
-            f"{seconds * shards:,.0f} s shorter"
+            f"teacher cache: {len(lacking)} of {len(tokens)} shards to make, about "
+            f"{(sum(size.values()) + rest) / 2**20:,.0f} MiB and {seconds * sum(tokens[n] for n, _ in lacking):,.0f} s "
+            f"in {cache.folder}; each of {epochs:.3g} epochs is up to {seconds * tokens.sum():,.0f} s shorter"
         )
-        if (free := shutil.disk_usage(cache.folder).free) < size * rest:
-            raise OSError(f"{cache.folder} has {free / 2**20:,.0f} MiB left, {size * rest / 2**20:,.0f} are needed")
+        if (free := shutil.disk_usage(cache.folder).free) < rest + RESERVE:
+            filling.throw(OSError(f"{cache.folder} has {free / 2**20:,.0f} MiB left"))
         for _ in filling:
             pass
     if verify:
-        worst = cache.verify(live, taps, verify)
-        say(f"teacher cache: {verify} sequences asked again, greatest relative error {worst:.1e}")
+        rows = np.random.default_rng(0).choice(len(data), min(verify, len(data)), replace=False)
+        worst = cache.verify(live, taps, rows)
+        say(f"teacher cache: {len(rows)} sequences asked again, greatest relative error {worst:.1e}")
         if worst > TOLERANCE:
             raise ValueError(
                 f"{cache.folder} differs from what the teacher says by {worst:.1e} (at most {TOLERANCE} is rounding): "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdistill import run, teacher_cache
@@ -17,7 +21,7 @@ from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Recipe
-from fastdistill.teacher_cache import ANSWER, Cached, cached, get, names_of
+from fastdistill.teacher_cache import ANSWER, Cached, cached, checksum, get, names_of
 from tests.tiny import make_teacher, only, tiny_recipe
 
 TAPS = Taps(hidden=frozenset({0, 3}), q=frozenset({2}), k=frozenset({2}), v=frozenset({4}), logits=True)
@@ -46,7 +50,7 @@ def live(folder: Path) -> Live:
 
 def fill(at: Path, live: Live, taps: Taps = TAPS, data: Sequences | None = None, verify: int = 0) -> Cached:
     said: list[str] = []
-    return cached(at, live, data or text(), taps, epochs=3, verify=verify, say=said.append)
+    return cached(at, live, data or text(), taps, tokens_per_batch=64, epochs=3, verify=verify, say=said.append)
 
 
 def dead(*_: object) -> NoReturn:
@@ -90,22 +94,47 @@ def test_nothing_is_asked_twice(live: Live, tmp_path: Path, monkeypatch: pytest.
     fill(tmp_path, live, Taps(hidden=frozenset({3}), logits=True))
 
 
-@pytest.mark.parametrize("harm", ["torn", "missing", "short"])
+def damage(path: Path, harm: str, stale: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        about, whole = file.metadata(), file.get_tensor(ANSWER).clone()
+    content = path.read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    files = {"torn": content[:-5], "bit": flipped, "empty": b"", "stale": stale.read_bytes()}
+    tensors = {"short": whole[:-1], "narrow": whole[:, :1], "integers": whole.int(), "scalar": torch.tensor(1.0)}
+    path.unlink()
+    if harm in files:
+        path.write_bytes(files[harm])
+    elif harm in tensors:
+        save_file({ANSWER: tensors[harm].clone()}, path, about)
+
+
+HARMS = ["torn", "missing", "bit", "empty", "stale", "short", "narrow", "integers", "scalar"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_shard_is_made_anew(harm: str, live: Live, tmp_path: Path) -> None:
+    """Alone, and as it was; another text's shard of as many tokens is damage too."""
     cache = fill(tmp_path, live)
     path = cache._path(2, "q.2")
     whole = load_file(path)[ANSWER].clone()
-    if harm == "torn":
-        path.write_bytes(path.read_bytes()[:-5])
-    elif harm == "missing":
-        path.unlink()
-    else:
-        save_file({ANSWER: whole[:-1].clone()}, path)
+    other = text()
+    other.input_ids[::3] = 7
+    damage(path, harm, fill(tmp_path, live, data=other)._path(2, "q.2"))
     again = Cached(tmp_path, live, text())
     assert again.open(TAPS) == [(2, ["q.2"])]
-    assert list(again.fill(live, [(2, ["q.2"])])) == [whole.nbytes]
+    assert list(again.fill(live, [(2, ["q.2"])], 64)) == [{"q.2": whole.nbytes}]
     assert again.open(TAPS) == []
     assert torch.equal(load_file(path)[ANSWER], whole)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00", None])
+def test_a_damaged_index_costs_nothing(content: str | None, live: Live, tmp_path: Path) -> None:
+    cache = fill(tmp_path, live)
+    index = cache.folder / "index.json"
+    index.unlink() if content is None else index.write_text(content)
+    again = Cached(tmp_path, live, text())
+    assert again.open(TAPS) == []
+    assert again.scaling == cache.scaling > 0
 
 
 def test_another_teacher_or_text_has_another_folder(live: Live, folder: Path, tmp_path: Path) -> None:
@@ -116,42 +145,85 @@ def test_another_teacher_or_text_has_another_folder(live: Live, folder: Path, tm
     with torch.no_grad():
         next(moved.parameters())[0, 0] += 1
     other_teacher = Cached(tmp_path, Live(moved), text())
-    assert len({cache.folder for cache in (first, other_text, in_bf16, other_teacher)}) == 4
+    config = Encoder.load(folder, head="finetuned")
+    config.model.config.layer_norm_eps = 0.1
+    other_config = Cached(tmp_path, Live(config), text())
+    same_lengths = text()
+    same_lengths.input_ids[3] += 1
+    other_tokens = Cached(tmp_path, live, same_lengths)
+    typed = Cached(tmp_path, live, replace(text(), token_type_ids=np.ones(text().offsets[-1], np.int8)))
+    caches = (first, other_text, in_bf16, other_teacher, other_config, other_tokens, typed)
+    assert len({cache.folder for cache in caches}) == 7
     assert Cached(tmp_path, live, text()).folder == first.folder
 
 
 def test_a_foreign_folder_is_refused_with_both_fingerprints(live: Live, tmp_path: Path) -> None:
     mine, foreign = fill(tmp_path, live), Cached(tmp_path, live, text(seed=1))
     mine.folder.rename(foreign.folder)
-    with pytest.raises(ValueError, match=f"{mine.origin['text']}.*{foreign.origin['text']}.*delete it"):
+    with pytest.raises(ValueError, match=f"{re.escape(mine.origin)}.*{re.escape(foreign.origin)}; delete it"):
         Cached(tmp_path, live, text(seed=1))
 
 
 def test_verification_finds_an_answer_that_is_not_the_teachers(live: Live, tmp_path: Path) -> None:
     cache = fill(tmp_path, live, verify=5)
-    assert cache.verify(live, TAPS, 60) < 2e-3  # float16
-    path = cache._path(0, "hidden.3")
-    save_file({ANSWER: 1.2 * load_file(path)[ANSWER]}, path)
+    assert cache.verify(live, TAPS, np.arange(60)) < 2e-3  # float16
+    for shard in range(len(cache.bounds) - 1):
+        path = cache._path(shard, "hidden.3")
+        with safe_open(path, framework="pt") as file:
+            about, wrong = file.metadata(), 1.2 * file.get_tensor(ANSWER)
+        save_file({ANSWER: wrong}, path, about | {"sum": checksum(wrong)})
     with pytest.raises(ValueError, match=r"differs from what the teacher says by 2.0e-01.*delete it"):
-        fill(tmp_path, live, verify=60)
+        fill(tmp_path, live, verify=6)
 
 
 def test_estimate_is_said_before_the_rest_is_made(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     ask = Cached._ask
 
-    def counted(self: Cached, live: Live, shard: int, names: list[str]) -> dict[str, torch.Tensor]:
+    def counted(self: Cached, live: Live, shard: int, *rest: Any) -> dict[str, torch.Tensor]:
         made.append(shard)
-        return ask(self, live, shard, names)
+        return ask(self, live, shard, *rest)
 
     monkeypatch.setattr(Cached, "_ask", counted)
     said: list[tuple[int, str]] = []
-    cache = cached(tmp_path, live, text(), TAPS, epochs=3, verify=0, say=lambda s: said.append((len(made), s)))
+    lengths = np.full(9000, 10)
+    data = Sequences(np.full(90000, 7), np.concatenate(([0], lengths.cumsum())))
+    monkeypatch.setattr(teacher_cache, "TOKENS_PER_SHARD", 15000)
+    fill(tmp_path, live, Taps(hidden=frozenset({3})), data)
+    (Cached(tmp_path, live, data).folder / "00002" / "hidden.3.safetensors").unlink()
+    made.clear()
+    said: list[tuple[int, str]] = []
+    cached(
+        tmp_path, live, data, TAPS,
+        tokens_per_batch=500, epochs=3, verify=0, say=lambda words: said.append((len(made), words)),
+    )  # fmt: skip
     ((when, what),) = said
     assert when == 1
-    size = sum(path.stat().st_size for path in cache.folder.rglob("*.safetensors"))
-    assert f"{len(cache.bounds) - 1} shards" in what
-    assert abs(float(what.split("about ")[1].split(" MiB")[0]) - size / 2**20) < 1
+    assert len(made) == 6
+    assert "6 of 6 shards to make" in what
+    size = 90000 * 2 * (24 + 3 * 24) + 9000 * 4 * 2 + 15000 * 2 * 24  # hidden.0, q, k, v; logits; what was lost
+    assert float(what.split("about ")[1].split(" MiB")[0]) == pytest.approx(size / 2**20, abs=1)
+
+
+def test_numbers_beyond_float16_stay_float32(folder: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(folder, head="finetuned")
+    with torch.no_grad():
+        encoder.get_parameter("model.bert.encoder.layer.2.output.LayerNorm.weight").mul_(1e6)
+    live = Live(encoder)
+    cache, batch = fill(tmp_path, live), next(Loader(text(), 64, 0).batches())[1]
+    assert cache.answers[0, "hidden.3"].dtype == torch.float32
+    assert cache.answers[0, "q.2"].dtype == torch.float16
+    torch.testing.assert_close(cache(batch, TAPS).hidden[3], live(batch, TAPS).hidden[3])
+
+
+def test_a_disk_that_would_be_filled_is_left_alone(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other runs have kept there stays."""
+    kept = set(fill(tmp_path, live, data=text(seed=1)).folder.rglob("*.safetensors"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=teacher_cache.RESERVE))
+    with pytest.raises(OSError, match="has 1,024 MiB left"):
+        fill(tmp_path, live)
+    assert set(tmp_path.rglob("*.safetensors")) == kept
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -179,11 +251,17 @@ def test_a_run_with_the_cache_learns_what_a_run_without_it_learns(world: Path, t
         torch.testing.assert_close(first[name], live[name], rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize("room", [0, 30], ids=["at once", "half way"])
 def test_a_full_disk_costs_the_cache_and_not_the_run(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    room: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object) -> NoReturn:
-        raise OSError(28, "No space left on device")
+    """And what was written before is given back."""
+    calls = itertools.count()
+
+    def full(*values: Any, **named: Any) -> None:
+        if next(calls) >= room:
+            raise OSError(28, "No space left on device")
+        save_file(*values, **named)
 
     monkeypatch.setattr(teacher_cache, "save_file", full)
     run(replace(several_epochs(world, tmp_path), teacher_cache=True))

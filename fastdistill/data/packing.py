@@ -50,6 +50,7 @@ class Sequences:
         digest = hashlib.sha256()
         for part in (self.offsets, self.input_ids, self.token_type_ids):
             if part is not None:
+                digest.update(f"{part.dtype} {part.shape}".encode())
                 digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 

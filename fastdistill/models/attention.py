@@ -69,12 +69,14 @@ def attend_runs(
 ) -> Tensor:
     """Each run of equally long sequences is viewed as one dense block: nothing gathered, nothing padded.
 
-    Half-precision maps of up to `EXPLICIT` tokens are written out: PyTorch's fused kernel takes twice as long forward
-    and four to ten times as long backward there. Longer ones it computes in fp32 where gradients are wanted.
+    Where half precision is trained, maps of up to `EXPLICIT` tokens are written out, and rounded as eager attention's
+    are: PyTorch's fused kernel takes four to ten times as long backward in half precision, and twice as long in fp32,
+    in which it computes longer ones.
     """
     dtype = v.dtype
-    explicit = dtype != torch.float32 and bounds.max_seqlen <= EXPLICIT
-    if not explicit and torch.is_grad_enabled() and v.requires_grad and not dropout:
+    trained = torch.is_grad_enabled() and v.requires_grad
+    explicit = trained and dtype != torch.float32 and bounds.max_seqlen <= EXPLICIT
+    if trained and not explicit and not dropout:
         q, k, v = q.float(), k.float(), v.float()
     outputs, start = [], 0
     for length, count in bounds.runs:

@@ -36,7 +36,9 @@ class Live(nn.Module):
 
     def __init__(self, encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.encoder = encoder.requires_grad_(False).to(dtype)
+        self.encoder = encoder.requires_grad_(False)
+        for parameter in encoder.parameters():  # and no buffers: rotary frequencies need their digits
+            parameter.data = parameter.data.to(dtype)
         if self.device.type == "cpu" and dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             for module in list(encoder.modules()):
                 for name, child in module.named_children():

@@ -67,7 +67,7 @@ def test_training_in_bf16(longest: int, window: int | None, monkeypatch: pytest.
 
 def test_maps_written_out_drop_out() -> None:
     q, k, v, bounds = inputs([40])
-    ones = torch.ones_like(v).bfloat16()
+    ones = torch.ones_like(v).bfloat16().requires_grad_()
     torch.manual_seed(0)
     sums = attend_runs(q.bfloat16(), k.bfloat16(), ones, bounds, SCALING, 0.5, None).float()
     assert sums.std() > 0.05  # of what is left of each row of probabilities, twice as heavy

@@ -62,3 +62,11 @@ def test_packed_weights_multiply_as_plain_ones() -> None:
         assert mine is not None
         assert theirs is not None
         assert (mine - theirs).float().norm() < 0.01 * theirs.float().norm()
+
+
+def test_rotary_frequencies_keep_their_digits() -> None:
+    teacher = Live(tiny_encoder("modernbert"), torch.bfloat16)
+    frequencies = [b for name, b in teacher.named_buffers() if "inv_freq" in name]
+    assert frequencies
+    assert {b.dtype for b in frequencies} == {torch.float32}
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
