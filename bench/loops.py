@@ -1,11 +1,12 @@
 """Whole training loops over one workload: as published programs have them, and ours.
 
-Each runs a number of optimiser steps and calls `after` with the real tokens and the losses of every one.
+Each runs a number of optimiser steps and calls `after` with the real tokens, the sequences and the losses of every one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,8 +25,9 @@ from fastdistill.models.teacher import Live
 from fastdistill.recipe import Optim, Stage
 from fastdistill.stages import LATENT
 from fastdistill.step import Runtime, Step, make_optimizer
+from fastdistill.teacher_cache import Cached, cached
 
-After = Callable[[int, dict[str, float]], None]
+After = Callable[[int, int, dict[str, float]], None]
 Loop = Callable[[Workload, Sequences, Runtime, int, After], None]
 OPTIM = Optim(learning_rate=1e-4)
 SCORES = "fastdistill_bench_scores"
@@ -136,7 +138,7 @@ def published(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        after(int(mask.sum()), {name: value.item() for name, value in terms.items()})
+        after(int(mask.sum()), len(mask), {name: value.item() for name, value in terms.items()})
 
 
 def compiled(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
@@ -176,7 +178,9 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
         def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
             for ids, mask in padded(work, sequences, steps + 1, runtime.device):
                 yield ids, mask
-                after(int(mask.sum()), self.found)  # the distiller asks for the next batch when a step is done
+                after(
+                    int(mask.sum()), len(mask), self.found
+                )  # the distiller asks for the next batch when a step is done
 
     with TemporaryDirectory() as folder:
         training = TrainingConfig(device=runtime.device, output_dir=folder, log_dir=folder, ckpt_steps=10**9)
@@ -187,16 +191,22 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
             distiller.train(optimizer, distiller.batches(), num_steps=steps + 1, max_grad_norm=1.0)
 
 
-def our_step(work: Workload, runtime: Runtime) -> Step:
-    """The engine's step on the same models."""
+def our_step(work: Workload, runtime: Runtime, cache: tuple[Path, Sequences] | None = None) -> Step:
+    """The engine's step on the same models; with a teacher that answers from files where there is a folder for them."""
     teacher, student = (Encoder(model) for model in models(work, ATTENTION))
     objective = Objective(LATENT, work.layer_map, student, teacher)
     shared = objective.projections["shared"]
     assert isinstance(shared, nn.Linear)
     shared.load_state_dict(projection(work).state_dict())
     live = Live(teacher.to(runtime.device), runtime.dtype)
+    taught_by: Live | Cached = live
+    if cache is not None:
+        taught_by = cached(
+            cache[0], live, cache[1], objective.teacher_taps,
+            tokens_per_batch=4096, epochs=2, verify=0, say=lambda _: None,
+        )  # fmt: skip
     stage = Stage(losses=LATENT, optim=OPTIM)
-    return Step(student.to(runtime.device).train(), live, objective.to(runtime.device), stage, runtime)
+    return Step(student.to(runtime.device).train(), taught_by, objective.to(runtime.device), stage, runtime)
 
 
 def our_batches(work: Workload, sequences: Sequences) -> Iterator[Batch]:
@@ -207,11 +217,26 @@ def our_batches(work: Workload, sequences: Sequences) -> Iterator[Batch]:
 
 def ours(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
     """The engine."""
-    step = our_step(work, runtime)
+    _run(our_step(work, runtime), work, sequences, steps, after)
+
+
+def ours_cached(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
+    """The engine in later epochs: the teacher has said all that it has to say, and that was not timed."""
+    with TemporaryDirectory() as folder:
+        _run(our_step(work, runtime, (Path(folder), sequences)), work, sequences, steps, after)
+
+
+def _run(step: Step, work: Workload, sequences: Sequences, steps: int, after: After) -> None:
     for _, batch in zip(range(steps), our_batches(work, sequences), strict=False):
-        values = step.backward(batch)
+        values = step.backward([batch])
         step.update(OPTIM.learning_rate)
-        after(batch.num_tokens, {name: float(values[name]) for name in step.objective.weights})
+        after(batch.num_tokens, batch.num_sequences, {name: float(values[name]) for name in step.objective.weights})
 
 
-LOOPS: dict[str, Loop] = {"published": published, "compiled": compiled, "textbrewer": textbrewer, "ours": ours}
+LOOPS: dict[str, Loop] = {
+    "published": published,
+    "compiled": compiled,
+    "textbrewer": textbrewer,
+    "ours": ours,
+    "cached": ours_cached,
+}

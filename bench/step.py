@@ -31,14 +31,17 @@ WARM_UP = 3  # steps, which compile whatever is to be compiled
 Result = dict[str, Any]
 
 
-def flops_per_token(work: Workload) -> float:
-    """Matrix products of the teacher's forward pass and the student's both passes; attention apart, which grows."""
+def flops_per_token(work: Workload, cached: bool = False) -> float:
+    """Matrix products of the teacher's forward pass, if it is run, and of both passes of the student.
+
+    Attention is left out: it grows with the length.
+    """
 
     def encoder(name: str) -> float:
         layers, hidden, intermediate = SHAPES[name]
         return layers * 2.0 * (4 * hidden * hidden + 2 * hidden * intermediate)
 
-    return encoder(work.teacher) + 3 * encoder(work.student)
+    return (0 if cached else encoder(work.teacher)) + 3 * encoder(work.student)
 
 
 def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
@@ -46,11 +49,13 @@ def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
     work.check()
     sequences = work.sequences((steps + WARM_UP + 1) * work.batch_size)
     tokens: list[int] = []
+    drawn: list[int] = []
     moments: list[float] = []
     losses: list[dict[str, float]] = []
 
-    def after(count: int, found: dict[str, float]) -> None:
+    def after(count: int, texts: int, found: dict[str, float]) -> None:
         tokens.append(count)
+        drawn.append(texts)
         moments.append(time.perf_counter())  # every loop has waited for its losses by now
         losses.append(found)
 
@@ -61,9 +66,9 @@ def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
     return {
         "loop": name,
         "tokens_per_s": rate,
-        "sequences_per_s": work.batch_size * len(seconds) / sum(seconds) if name != "ours" else None,
+        "sequences_per_s": sum(drawn[WARM_UP:]) / sum(seconds),
         "step_ms": 1000 * statistics.median(seconds),
-        "flops_per_s": rate * flops_per_token(work),
+        "flops_per_s": rate * flops_per_token(work, cached=name == "cached"),
         "peak_mib": peak_mib(runtime.device),
         "losses": losses,
         **({"parts_ms": parts(work, sequences, runtime)} if name == "ours" else {}),

@@ -51,6 +51,55 @@ def ops() -> str:
     return "\n".join([*lines, NOTE])
 
 
+LOOPS = {
+    "published": "padded, fp32, maps written out",
+    "compiled": "the same, bf16 and torch.compile",
+    "textbrewer": "TextBrewer",
+    "ours": "fastdistill",
+    "cached": "fastdistill, teacher from the cache",
+}
+
+
+def steps() -> str:
+    """One row for each text and loop: real tokens per second of whole training steps."""
+    lines: list[str] = []
+    for path in sorted((ROOT / "bench" / "results").glob("*/step_*.json")):
+        measured = json.loads(path.read_text())
+        work, machine = measured["workload"], measured["machine"]
+        if not lines:
+            lines += [
+                f"{machine['device']}, torch {machine['torch']}, {work['teacher']} to {work['student']}:\n",
+                "| text | loop | tokens/s | times the first | ms a step | peak MiB | of the matrix rate |",
+                "|---|---|---:|---:|---:|---:|---:|",
+            ]
+        how = "blocks of" if work["blocks"] else "own lengths up to"
+        text = f"{work['text']}, {work['batch_size']} x {how} {work['length']}"
+        first = measured["results"][0]["tokens_per_s"]
+        lines += [
+            f"| {text} | {LOOPS[r['loop']]} | {r['tokens_per_s']:,.0f} | {r['tokens_per_s'] / first:.1f}x "
+            f"| {r['step_ms']:,.0f} | {r['peak_mib']:,.0f} | {100 * r['flops_per_s'] / machine['flops_per_s']:.0f} % |"
+            for r in measured["results"]
+        ]
+    return "\n".join(lines)
+
+
+def inference() -> str:
+    """One row for each batch size and length."""
+    lines = []
+    for path in sorted((ROOT / "bench" / "results").glob("*/inference.json")):
+        measured = json.loads(path.read_text())
+        machine, models = measured["machine"], measured["models"]
+        lines += [
+            f"{machine['device']}, torch {machine['torch']}, {machine['dtype'].removeprefix('torch.')}:\n",
+            f"| batch x length | {models['teacher']}, p50 (p95) | {models['student']}, p50 (p95) | faster |",
+            "|---|---:|---:|---:|",
+        ]
+        for r in measured["results"]:
+            both = (f"{_ms(r[side]['p50_ms'])} ({_ms(r[side]['p95_ms'])})" for side in ("teacher", "student"))
+            lines.append(f"| {r['batch_size']} x {r['length']} | {' | '.join(both)} | {r['faster']:.1f}x |")
+    return "\n".join(lines)
+
+
 def _op_row(result: Result, machine: dict[str, Any]) -> str:
     ms, mib = both(result), result["peak_mib"]
     ours = least(ms, ours=True)
@@ -90,7 +139,7 @@ def _mib(value: float | None) -> str:
 
 def render(readme: str) -> str:
     """`readme` with every block written anew."""
-    for name, write in {"quickstart": quickstart, "ops": ops}.items():
+    for name, write in {"quickstart": quickstart, "steps": steps, "inference": inference, "ops": ops}.items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
         if readme.count(start) != 1:
             raise ValueError(f"README.md must hold one block {start} ... {end}, it holds {readme.count(start)}")

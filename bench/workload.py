@@ -67,6 +67,7 @@ class Workload:
             intermediate_size=intermediate,
             num_attention_heads=12,
             vocab_size=30522,
+            max_position_embeddings=max(512, self.length),
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +23,7 @@ class Batch:
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths: sequence b is ``[cu_seqlens[b], cu_seqlens[b + 1])``.
         max_seqlen: the longest length, a Python int.
         labels: ``(B,)`` int64 classes or float32 regression targets; None where the text has none.
+        indices: ``(B,)`` which sequences of the data these are, on the host; None where they come from no data.
     """
 
     input_ids: Tensor
@@ -28,6 +32,7 @@ class Batch:
     cu_seqlens: Tensor
     max_seqlen: int
     labels: Tensor | None = None
+    indices: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -37,13 +42,77 @@ class Batch:
     def num_sequences(self) -> int:
         return self.cu_seqlens.numel() - 1
 
+    @property
+    def num_pairs(self) -> Tensor:
+        """``sum_b n_b^2``, on the batch's device."""
+        return self.cu_seqlens.diff().long().square().sum()
+
+    def split(self, most_tokens: float) -> list[Batch]:
+        """Pieces of whole sequences, each of at most `most_tokens` tokens, or of one sequence that has more.
+
+        `max_seqlen` stays that of the whole, which some losses average over.
+        """
+        if self.num_tokens <= most_tokens:
+            return [self]  # and the device is not waited for
+        bounds = self.cu_seqlens.tolist()
+        cuts = [0]
+        for b in range(1, self.num_sequences):
+            if bounds[b + 1] - bounds[cuts[-1]] > most_tokens:
+                cuts.append(b)
+        pieces = []
+        for first, last in pairwise([*cuts, self.num_sequences]):
+            tokens, rows = slice(bounds[first], bounds[last]), slice(first, last)
+            pieces.append(
+                replace(
+                    self,
+                    input_ids=self.input_ids[tokens],
+                    position_ids=self.position_ids[tokens],
+                    token_type_ids=self.token_type_ids[tokens],
+                    cu_seqlens=self.cu_seqlens[first : last + 1] - bounds[first],
+                    labels=None if self.labels is None else self.labels[rows],
+                    indices=None if self.indices is None else self.indices[rows],
+                )
+            )
+        return pieces
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies while the host goes on."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            token_type_ids=self.token_type_ids.pin_memory(),
+            cu_seqlens=self.cu_seqlens.pin_memory(),
+            labels=None if self.labels is None else self.labels.pin_memory(),
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        return Batch(
+        return replace(
+            self,
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
             token_type_ids=self.token_type_ids.to(device, non_blocking=True),
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-            max_seqlen=self.max_seqlen,
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
+
+
+def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """`batches` on `device`; a GPU copies the next one, on a stream of its own, while it works on the last."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    following: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            current, following = following, batch.pinned().to(device)
+        if current is not None:
+            yield current
+        torch.cuda.current_stream(device).wait_stream(copies)
+        for value in vars(following).values():
+            if isinstance(value, Tensor):
+                value.record_stream(torch.cuda.current_stream(device))
+    if following is not None:
+        yield following

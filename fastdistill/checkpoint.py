@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -37,6 +38,22 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         raise OSError(f"{folder} could not be written ({error}); free the disk, then continue with --resume") from error
 
 
+def publish_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Create the file `path` whole or not at all, or replace it so.
+
+    Raises:
+        OSError: the disk is full or unwritable; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another run may write the same
+    try:
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error})") from error
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -50,7 +67,7 @@ class Progress:
     """How far a stage has come; the scalars of a checkpoint.
 
     `log_offset` is the length in bytes of the log when the checkpoint was written; what a killed run logged after it
-    is cut.
+    is cut. `most_tokens` is what memory has been found to have room for.
     """
 
     step: int = 0
@@ -58,6 +75,7 @@ class Progress:
     seconds: float = 0.0
     best_score: float | None = None
     log_offset: int = 0
+    most_tokens: float = math.inf
 
 
 @dataclass

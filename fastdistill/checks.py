@@ -41,6 +41,8 @@ def check_values(recipe: Recipe) -> None:
     _check_choices("", recipe)
     if not 0 <= recipe.seed < 2**32:
         raise ValueError(f"seed is {recipe.seed}: it must be from 0 to {2**32 - 1}")
+    if recipe.verify_cache < 0:
+        raise ValueError(f"verify_cache is {recipe.verify_cache}: it must be 0 or more")
     for option in ("logging_steps", "save_steps"):
         if getattr(recipe, option) < 1:
             raise ValueError(f"{option} is {getattr(recipe, option)}: it must be 1 or more")

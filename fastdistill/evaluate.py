@@ -83,13 +83,14 @@ def _forward(encoder: Encoder, data: Sequences, device: torch.device, *, cls: bo
     taps = Taps(hidden=frozenset({last})) if cls else Taps(logits=True)
     rows, order = [], []
     with encoder.evaluating():
-        for indices, batch in in_order(data, tokens_per_batch=EVALUATION_TOKENS):
+        for batch in in_order(data, tokens_per_batch=EVALUATION_TOKENS):
             batch = batch.to(device)
             captured = encoder(batch, taps)
             out = captured.hidden[last][batch.cu_seqlens[:-1].long()] if cls else captured.logits
             assert out is not None
+            assert batch.indices is not None, "batches of a text know its sequences"
             rows.append(out.float().cpu())
-            order.append(indices)
+            order.append(batch.indices)
     result = torch.cat(rows).numpy()
     return np.asarray(result[np.argsort(np.concatenate(order))])
 

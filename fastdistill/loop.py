@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from fastdistill.batch import ahead
 from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, weights
 from fastdistill.data.packing import Loader
 from fastdistill.log import Log
@@ -17,6 +19,7 @@ from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Optim, Stage
 from fastdistill.step import Runtime, Step
+from fastdistill.teacher_cache import Cached
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
@@ -77,7 +80,7 @@ def train(
     name: str,
     stage: Stage,
     student: Encoder,
-    teacher: Live | None,
+    teacher: Live | Cached | None,
     objective: Objective,
     loader: Loader,
     steps: int,
@@ -96,7 +99,7 @@ def train(
         FloatingPointError: a loss or the gradient is not finite.
         OSError: a checkpoint could not be written.
     """
-    step = Step(student, teacher, objective, stage, runtime)
+    step = Step(student, teacher, objective, stage, runtime, lambda text: log.say(f"{name}: {text}"))
     state = TrainingState(student, objective, step.optimizer, Progress())
     if found := checkpoints.latest():
         try:
@@ -107,8 +110,10 @@ def train(
     else:
         log.forget(name)
     progress, meter = state.progress, Meter()
+    step.most_tokens = progress.most_tokens
     accumulate = stage.gradient_accumulation_steps
-    batches = loader.batches(start=progress.step * accumulate)
+    drawn = (batch for _, batch in loader.batches(start=progress.step * accumulate))
+    batches = ahead(drawn, runtime.device)
     score_at = epoch_ends(loader, steps, accumulate) if validate and stage.keep == "best" else frozenset()
     log.stage(name, steps, progress.step)
     student.train()
@@ -116,16 +121,15 @@ def train(
     if progress.step == 0:
         _, first = next(loader.batches())
         with torch.random.fork_rng():  # the guard must not move the dropout of what follows
-            check_alive(lambda: step.forward(first)[1], student)
+            step.with_room(
+                [first], lambda: check_alive(lambda: step.forward(first.split(step.most_tokens)[0])[1], student)
+            )
 
     clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
     while progress.step < steps:
-        totals: dict[str, Tensor] = {}
-        for _ in range(accumulate):
-            _, batch = next(batches)
-            for term, value in step.backward(batch).items():
-                totals[term] = totals.get(term, 0) + value / accumulate
-            progress.tokens += batch.num_tokens
+        now = list(islice(batches, accumulate))
+        totals = step.backward(now)
+        progress.tokens += sum(batch.num_tokens for batch in now)
         norm = step.update(learning_rate(stage.optim, progress.step, steps))
         meter.add(totals | {"gradient norm": norm})
         progress.step += 1
@@ -155,7 +159,7 @@ def train(
         if (save or last) and not all(p.isfinite().all() for p in step.parameters):
             raise FloatingPointError(_not_finite(name, progress.step, "weights are", "not finite"))
         if save:
-            progress.log_offset = log.offset
+            progress.log_offset, progress.most_tokens = log.offset, step.most_tokens
             checkpoints.save(state)
         clock += time.perf_counter() - paused
     log.end_stage()

@@ -30,7 +30,8 @@ from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_
 from fastdistill.models.pretrained import quiet
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Recipe, Stage
-from fastdistill.step import Runtime
+from fastdistill.step import Runtime, lacks_memory
+from fastdistill.teacher_cache import Cached, cached
 from fastdistill.workspace import Workspace, check_workspace, open_workspace
 
 
@@ -171,7 +172,7 @@ class Runner:
         loader = Loader(data, stage.tokens_per_batch, seed=seed_of(self.recipe.seed, name))
         steps = stage.steps or -(-loader.num_batches(stage.epochs or 1.0) // stage.gradient_accumulation_steps)
         checkpoints = Checkpoints(self.space.checkpoints, name)
-        taught_by = Live(teacher, self.runtime.dtype) if teacher is not None else None
+        taught_by = self._taught_by(name, teacher, objective, loader, steps * stage.gradient_accumulation_steps)
         progress = train(
             name, stage, student, taught_by, objective, loader, steps,
             runtime=self.runtime, checkpoints=checkpoints, log=self.log,
@@ -199,6 +200,29 @@ class Runner:
             + ("" if student.has_head else " (linear probe)")
         )
         self.log.say(f"{name}: {progress.step} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s{scored}")
+
+    def _taught_by(
+        self, name: str, teacher: Encoder | None, objective: Objective, loader: Loader, batches: int
+    ) -> Live | Cached | None:
+        """The teacher beside the student, or from files where it would be asked more than once."""
+        if teacher is None:
+            return None
+        live = Live(teacher, self.runtime.dtype)
+        epochs = batches / len(loader.plan(0))
+        if not self.recipe.teacher_cache or epochs <= 1:
+            return live
+        folder = Path(self.recipe.cache_dir).expanduser() / "teacher"
+        try:
+            return cached(
+                folder, live, loader.sequences, objective.teacher_taps,
+                tokens_per_batch=loader.tokens_per_batch, epochs=epochs, verify=self.recipe.verify_cache,
+                say=lambda text: self.log.say(f"{name}: {text}"),
+            )  # fmt: skip
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not lacks_memory(error):
+                raise
+            self.log.say(f"{name}: no teacher cache ({error}); the teacher runs beside the student")
+            return live
 
     def _validate(self, encoder: Encoder) -> float:
         task = self.inputs.task

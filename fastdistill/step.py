@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from fastdistill.models.capture import Captured
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Optim, Recipe, Stage
+from fastdistill.teacher_cache import Cached
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,49 +65,133 @@ def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
 
 
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether it was raised because memory ran out, on the GPU or the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+
+
 class Step:
-    """What `train` repeats: `backward` for each batch of a step, then `update`.
+    """What `train` repeats: `backward`, then `update`.
 
     Args:
         student, objective: what is trained.
         teacher: None for training on gold labels alone.
-        stage: its schedule decides how many batches make a step, and how large a gradient may be.
+        stage: its optimiser.
         runtime: where, and in which precision.
+        say: takes what the user should know.
     """
 
     def __init__(
-        self, student: Encoder, teacher: Live | None, objective: Objective, stage: Stage, runtime: Runtime
+        self,
+        student: Encoder,
+        teacher: Live | Cached | None,
+        objective: Objective,
+        stage: Stage,
+        runtime: Runtime,
+        say: Callable[[str], None] = print,
     ) -> None:
-        self.student, self.teacher, self.objective, self.runtime = student, teacher, objective, runtime
-        self.accumulate = stage.gradient_accumulation_steps
+        self.student, self.teacher, self.objective, self.runtime, self.say = student, teacher, objective, runtime, say
+        self.most_tokens: float = math.inf  # that memory has room for, as far as is known
         self.max_grad_norm = stage.optim.max_grad_norm or math.inf
         self.optimizer = make_optimizer(stage.optim, student, objective)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.tables: dict[nn.Parameter, Tensor] = {}
+        if runtime.device.type == "cpu":  # elsewhere how many rows there are would have to be waited for
+            for module in student.modules():
+                if isinstance(module, nn.Embedding):
+                    module.sparse = True
 
     def teach(self, batch: Batch) -> Captured | None:
         """What the teacher has to say of a batch, if there is a teacher."""
         return self.teacher(batch, self.objective.teacher_taps) if self.teacher is not None else None
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch and its terms, unweighted."""
+    def forward(self, batch: Batch, whole: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch and its terms, unweighted; of a piece of a batch, its share of them."""
         batch = batch.to(self.runtime.device)
         with self.runtime.autocast():
             target = self.teach(batch)
             output = self.student(batch, self.objective.student_taps)
-            loss, values = self.objective(output, target, batch)
+            loss, values = self.objective(output, target, batch, whole)
         return loss, values
 
-    def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Add the gradients of one batch of the step; returns its loss and terms, on the device."""
-        loss, values = self.forward(batch)
-        (loss / self.accumulate).backward()
-        return {name: value.detach() for name, value in (values | {"loss": loss}).items()}
+    def with_room(self, batches: Sequence[Batch], work: Callable[[], T]) -> T:
+        """What `work` returns; where memory does not suffice, it begins again with pieces of half as many tokens.
+
+        Raises:
+            ValueError: a single sequence does not fit into memory.
+        """
+        random = torch.get_rng_state(), torch.cuda.get_rng_state() if self.runtime.device.type == "cuda" else None
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
+            self._halve(batches)  # out here, where nothing holds on to the tensors of the failed pass
+            torch.set_rng_state(random[0])
+            if random[1] is not None:
+                torch.cuda.set_rng_state(random[1])
+
+    def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Leave the mean gradient of the batches of a step; returns their mean loss and terms, on the device.
+
+        Pieces, where memory lacks (`with_room`), have the outcome of the whole, but for what dropout draws.
+
+        Raises:
+            ValueError: a single sequence does not fit into memory.
+        """
+        return self.with_room(batches, lambda: self._backward(batches))
+
+    def _backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        for batch in batches:
+            pieces = batch.split(self.most_tokens)
+            whole = batch.to(self.runtime.device) if len(pieces) > 1 else None
+            for piece in pieces:
+                loss, values = self.forward(piece, whole)
+                (loss / len(batches)).backward()
+                for name, value in (values | {"loss": loss}).items():
+                    totals[name] = totals.get(name, 0) + value.detach() / len(batches)
+        return totals
+
+    def _halve(self, batches: Sequence[Batch]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        pieces = [piece for batch in batches for piece in batch.split(self.most_tokens)]
+        largest = max(pieces, key=lambda piece: piece.num_tokens)
+        if largest.num_sequences == 1:
+            raise ValueError(
+                f"a single sequence of {largest.num_tokens} tokens does not fit into memory: lower max_length"
+            )
+        self.most_tokens = largest.num_tokens // 2
+        self.say(f"out of memory with {largest.num_tokens:,} tokens at once: going on with {self.most_tokens:,}")
 
     def update(self, learning_rate: float) -> Tensor:
         """Clip the gradients, move the weights, and return the norm that the gradients had, on the device."""
+        touched = self._lay_out()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for table, rows in touched:
+            table.index_fill_(0, rows, 0.0)
         return norm
+
+    def _lay_out(self) -> list[tuple[Tensor, Tensor]]:
+        """Give sparse gradients, those of the few embeddings that a batch has, the form that the optimiser wants.
+
+        Each is laid out in a table of zeros that is kept from step to step, for to make a new one of 30,522 rows takes
+        longer than all else that an embedding's gradient needs. Returns the tables and the rows that were written.
+        """
+        touched = []
+        for p in self.parameters:
+            if p.grad is not None and p.grad.is_sparse:
+                gradient = p.grad.coalesce()
+                (rows,) = gradient.indices()
+                if p not in self.tables:
+                    self.tables[p] = torch.zeros_like(p)
+                p.grad = self.tables[p].index_copy_(0, rows, gradient.values())
+                touched.append((p.grad, rows))
+        return touched

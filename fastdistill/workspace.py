@@ -19,7 +19,16 @@ from fastdistill.recipe import Recipe
 OUTCOME = ("report.json", "control", "checkpoints", "student", "report.md", "losses.png")
 SOURCES = ("stages", "teacher", "log.jsonl")
 # values that decide no result: data and teacher are compared by their content, wherever they lie
-INDIFFERENT = ("output_dir", "cache_dir", "teacher.path", "general.path", "task.path", "logging_steps", "save_steps")
+INDIFFERENT = (
+    "output_dir",
+    "cache_dir",
+    "teacher.path",
+    "general.path",
+    "task.path",
+    "verify_cache",
+    "logging_steps",
+    "save_steps",
+)
 
 
 class Workspace:

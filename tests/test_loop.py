@@ -22,7 +22,7 @@ from fastdistill.data.packing import Loader, Sequences
 from fastdistill.log import Log
 from fastdistill.loop import Meter, epoch_ends, learning_rate, train
 from fastdistill.losses.objective import Objective
-from fastdistill.models.capture import Captured
+from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.recipe import Losses, Optim, Stage
 from fastdistill.step import Runtime, make_optimizer
@@ -87,12 +87,14 @@ class Spy(Objective):
         super().__init__(Losses(hard=1.0), (), student, None)
         self.student, self.calls, self.fail_at = [student], [], fail_at
 
-    def forward(self, student: Captured, teacher: Captured | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, student: Captured, teacher: Captured | None, batch: Batch, whole: Batch | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         if len(self.calls) == self.fail_at:
             raise KeyboardInterrupt
         assert student.logits is not None
         self.calls.append((self.student[0].training, student.logits.dtype, batch.num_tokens))
-        return super().forward(student, teacher, batch)
+        return super().forward(student, teacher, batch, whole)
 
 
 def load(world: Path) -> Encoder:
@@ -276,3 +278,18 @@ def test_weights_that_overflow_are_not_handed_on(tmp_path: Path, world: Path) ->
     stage = replace(HARD, optim=Optim(learning_rate=1e38, warmup_ratio=0.0, weight_decay=1e3, max_grad_norm=0.0))
     with pytest.raises(FloatingPointError, match=r"stage x, step 1: the .* is|weights are not finite"):
         train_once(tmp_path, load(world), stage, 1)
+
+
+def test_the_check_of_the_terms_makes_room_too(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that lacks in the very first pass; a resumed run knows it from its checkpoint."""
+    forward = Encoder.forward
+
+    def limited(self: Encoder, batch: Batch, taps: Taps) -> Captured:
+        if batch.num_tokens > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, taps)
+
+    student = load(world)
+    monkeypatch.setattr(Encoder, "forward", limited)
+    train_once(tmp_path, student, HARD, 4)
+    assert len(logged(tmp_path)) == 4

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastdistill import step
-from fastdistill.recipe import Optim
+from fastdistill.batch import Batch
+from fastdistill.data.packing import Sequences, collate
+from fastdistill.losses.objective import Objective
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Live
+from fastdistill.recipe import Losses, Optim, Stage
 from fastdistill.step import Runtime, make_optimizer
 from tests.tiny import tiny_recipe
 
@@ -44,3 +52,148 @@ def test_autocast_multiplies_in_bf16_and_keeps_the_weights() -> None:
     with Runtime(torch.device("cpu"), torch.float32, 1, 1).autocast():
         assert layer(torch.ones(1, 4)).dtype == torch.float32
     assert layer.weight.dtype == torch.float32
+
+
+def embeddings(sparse: bool) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 4, padding_idx=0), nn.Linear(4, 3))
+    model[0].sparse = sparse
+    return model
+
+
+class Summed(nn.Module):
+    """An objective and a student in one: the student's outputs, squared."""
+
+    student_taps = teacher_taps = None
+
+    def forward(self, output: torch.Tensor, *_: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return output.square().sum(), {}
+
+
+def test_sparse_gradients_of_embeddings_move_the_weights_as_dense_ones_do() -> None:
+    """Over several steps, each of two batches, with words that come twice, once or never; moments and decay too."""
+    runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)
+    optim = Optim(learning_rate=0.1, max_grad_norm=0.5)
+    stage = Stage(losses=Losses(hard=1.0), optim=optim, gradient_accumulation_steps=2)
+    sparse = embeddings(True)
+    ours = step.Step(sparse, None, Summed(), stage, runtime)  # type: ignore[arg-type]
+    dense = embeddings(False)
+    optimizer = make_optimizer(optim, dense)
+    for number in range(4):
+        batches = [torch.randint(12 * number, 12 * number + 9, (20,)) for _ in range(2)]
+        for ids in batches:
+            (sparse(ids).square().sum() / 2).backward()
+            (dense(ids).square().sum() / 2).backward()
+        assert sparse[0].weight.grad.is_sparse
+        expected = nn.utils.clip_grad_norm_(dense.parameters(), 0.5)
+        assert ours.update(0.1) == pytest.approx(expected.item(), rel=1e-6)
+        optimizer.step()
+        optimizer.zero_grad()
+        for mine, theirs in zip(sparse.parameters(), dense.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs)
+        assert not any(table.any() for table in ours.tables.values())
+    assert sparse[0].weight.grad is None
+
+
+def test_embeddings_are_made_sparse_on_cpus() -> None:
+    model = embeddings(False)
+    stage = Stage(losses=Losses(hard=1.0))
+    step.Step(model, None, Summed(), stage, Runtime(torch.device("cpu"), torch.float32, 1, 1))  # type: ignore[arg-type]
+    assert model[0].sparse
+
+
+ALL = Losses(attention=1.0, hidden=0.5, embedding=2.0, relation=0.3, relation_heads=2, soft=1.0, hard=0.7)
+LACKING = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]
+
+
+def text() -> Sequences:
+    lengths = np.array([3, 9, 4, 12, 9, 5, 7, 15, 2, 6])
+    offsets = np.concatenate(([0], lengths.cumsum()))
+    ids = np.random.default_rng(0).integers(5, 20, offsets[-1])
+    return Sequences(ids, offsets, labels=np.arange(10) % 2)
+
+
+def whole_step(world: Path, losses: Losses) -> tuple[step.Step, list[str]]:
+    """A step over all loss terms, and what it says."""
+    torch.manual_seed(0)
+    teacher = Encoder.load(world / "teacher", head="fresh", num_labels=2)
+    student = Encoder.load(world / "teacher", head="fresh", num_labels=2).eval()  # no dropout
+    objective = Objective(losses, ((2, 3), (4, 4)), student, teacher)
+    said: list[str] = []
+    runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)
+    return step.Step(student, Live(teacher), objective, Stage(losses=losses), runtime, said.append), said
+
+
+def give_out(monkeypatch: pytest.MonkeyPatch, ours: step.Step, most: int, error: RuntimeError) -> None:
+    """As if memory had room for `most` tokens, and that were found out in the backward pass."""
+    forward = ours.forward
+
+    def limited(batch: Batch, whole: Batch | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, values = forward(batch, whole)
+        if batch.num_tokens > most:
+            (17 * loss).backward(retain_graph=True)
+            raise error
+        return loss, values
+
+    monkeypatch.setattr(ours, "forward", limited)
+
+
+@pytest.mark.parametrize("error", LACKING, ids=["gpu", "cpu"])
+@pytest.mark.parametrize("normalize", ["tokens", "padded"])
+def test_a_step_that_lacks_memory_has_the_same_outcome_in_pieces(
+    world: Path, monkeypatch: pytest.MonkeyPatch, normalize: Literal["tokens", "padded"], error: RuntimeError
+) -> None:
+    batches = [collate(text(), np.arange(5)), collate(text(), np.arange(5, 10))]
+    losses = replace(ALL, normalize=normalize)
+    expected, _ = whole_step(world, losses)
+    values = expected.backward(batches)
+    ours, said = whole_step(world, losses)
+    give_out(monkeypatch, ours, 15, error)
+    pieced = ours.backward(batches)
+    assert said == [
+        "out of memory with 37 tokens at once: going on with 18",
+        "out of memory with 16 tokens at once: going on with 8",
+    ]
+    assert set(values) == set(pieced) == {"attention", "hidden", "embedding", "relation", "soft", "hard", "loss"}
+    for name, value in values.items():
+        torch.testing.assert_close(pieced[name], value, msg=name)
+    for mine, theirs in zip(ours.parameters, expected.parameters, strict=True):
+        if theirs.grad is not None:
+            assert mine.grad is not None
+            torch.testing.assert_close(mine.grad.to_dense(), theirs.grad.to_dense(), rtol=1e-4, atol=1e-6)
+    ours.backward(batches)  # it need not find out again
+    assert len(said) == 2
+
+
+def test_a_sequence_that_does_not_fit_alone_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = whole_step(world, ALL)
+    give_out(monkeypatch, ours, 14, LACKING[0])
+    with pytest.raises(ValueError, match="a single sequence of 15 tokens does not fit into memory: lower max_length"):
+        ours.backward([collate(text(), np.arange(10))])
+    assert all(p.grad is None for p in ours.parameters)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, said = whole_step(world, ALL)
+    give_out(monkeypatch, ours, 1, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        ours.backward([collate(text(), np.arange(10))])
+    assert said == []
+
+
+def test_pieces_are_whole_sequences_with_all_that_belongs_to_them() -> None:
+    batch = collate(text(), np.arange(10))
+    pieces = batch.split(16)
+    assert batch.split(math.inf)[0].num_sequences == 10
+    assert max(piece.num_tokens for piece in pieces) <= 16
+    assert {piece.max_seqlen for piece in pieces} == {15}
+    assert sum(int(piece.num_pairs) for piece in pieces) == int(batch.num_pairs)
+    for name in ("input_ids", "position_ids", "token_type_ids", "labels", "indices"):
+        parts = [torch.as_tensor(getattr(piece, name)) for piece in pieces]
+        assert torch.equal(torch.cat(parts), torch.as_tensor(getattr(batch, name)))
+    assert torch.equal(torch.cat([piece.cu_seqlens.diff() for piece in pieces]), batch.cu_seqlens.diff())
+    assert all(piece.cu_seqlens[0] == 0 for piece in pieces)
+    assert [piece.num_tokens for piece in batch.split(1)] == batch.cu_seqlens.diff().tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -44,12 +45,25 @@ class Sequences:
         """``(N,)`` tokens of every sequence."""
         return np.diff(self.offsets)
 
-    def take(self, rows: np.ndarray) -> Sequences:
-        """The sequences `rows`, in that order, in memory."""
+    def fingerprint(self) -> str:
+        """Changes when a token does."""
+        digest = hashlib.sha256()
+        for part in (self.offsets, self.input_ids, self.token_type_ids):
+            if part is not None:
+                digest.update(f"{part.dtype} {part.shape}".encode())
+                digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the tokens of the sequences `rows` lie, end to end, and the offsets that they have so."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        tokens = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
+
+    def take(self, rows: np.ndarray) -> Sequences:
+        """The sequences `rows`, in that order, in memory."""
+        tokens, offsets = self.places(rows)
         types, labels = self.token_type_ids, self.labels
         return Sequences(
             input_ids=self.input_ids[tokens],
@@ -101,15 +115,15 @@ class Loader:
             start = max(0, start - len(batches))
 
 
-def in_order(sequences: Sequences, tokens_per_batch: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every sequence once, shortest first, as ``(indices, batch)``: row b of the batch is sequence ``indices[b]``.
+def in_order(sequences: Sequences, tokens_per_batch: int) -> Iterator[Batch]:
+    """Every sequence once, shortest first.
 
     Raises:
         ValueError: a sequence is longer than the budget.
     """
     order = np.argsort(sequences.lengths, kind="stable")
     for indices in _cut(order, sequences.lengths, tokens_per_batch):
-        yield indices, collate(sequences, indices)
+        yield collate(sequences, indices)
 
 
 def plan(lengths: np.ndarray, *, tokens_per_batch: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -140,7 +154,8 @@ def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
     """The sequences `indices` as one Batch, ordered by length (those of equal length in the order given)."""
     indices = np.asarray(indices)
     lengths = sequences.offsets[indices + 1] - sequences.offsets[indices]
-    taken = sequences.take(indices[np.argsort(lengths, kind="stable")])
+    indices = indices[np.argsort(lengths, kind="stable")]
+    taken = sequences.take(indices)
     cu_seqlens, input_ids, types = taken.offsets, taken.input_ids.astype(np.int64), taken.token_type_ids
     position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], taken.lengths)
     return Batch(
@@ -150,6 +165,7 @@ def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(taken.lengths[-1]),
         labels=None if taken.labels is None else torch.from_numpy(taken.labels),
+        indices=indices,
     )
 
 

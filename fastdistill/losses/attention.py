@@ -44,3 +44,7 @@ class Attention:
             normalize=self.normalize,
         )
         return {"attention": loss}
+
+    def entries(self, batch: Batch) -> Tensor | int:
+        """Pairs of tokens of one sequence."""
+        return batch.num_pairs if self.normalize == "tokens" else batch.num_sequences

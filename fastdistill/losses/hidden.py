@@ -46,3 +46,7 @@ class Hidden:
             normalize=self.normalize,
         )
         return {self.name: loss}
+
+    def entries(self, batch: Batch) -> int:
+        """Tokens, or places of as many as the longest sequence has."""
+        return batch.num_tokens if self.normalize == "tokens" else batch.num_sequences

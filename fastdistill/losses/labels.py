@@ -45,6 +45,10 @@ class Labels:
         )
         return {"soft": soft, "hard": hard} if self.hard else {"soft": soft}
 
+    def entries(self, batch: Batch) -> int:
+        """Sequences."""
+        return batch.num_sequences
+
 
 def _logits(captured: Captured) -> Tensor:
     assert isinstance(captured.logits, torch.Tensor), "the label terms tap logits"

@@ -32,6 +32,9 @@ class Term(Protocol):
 
     def __call__(self, student: Captured, teacher: Captured, batch: Batch) -> dict[str, Tensor]: ...
 
+    def entries(self, batch: Batch) -> Tensor | int:
+        """What the term's mean over `batch` divides by, or a multiple of it that is the same for all batches."""
+
 
 class Objective(nn.Module):
     """``L = sum_k weight_k term_k``; every term is reported by name, unweighted.
@@ -100,11 +103,18 @@ class Objective(nn.Module):
         assert isinstance(projection, nn.Linear)
         return projection
 
-    def forward(self, student: Captured, teacher: Captured | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, and every term unweighted, as scalars on the device."""
+    def forward(
+        self, student: Captured, teacher: Captured | None, batch: Batch, whole: Batch | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and every term unweighted, as scalars on the device.
+
+        Of a piece of a batch, where `whole` is given, its share: those of all pieces add up to that of the whole.
+        """
         values: dict[str, Tensor] = {}
         for term in self.terms:
-            values |= term(student, teacher, batch)  # type: ignore[arg-type]  # None meets label terms alone
+            found = term(student, teacher, batch)  # type: ignore[arg-type]  # None meets label terms alone
+            share = 1 if whole is None else term.entries(batch) / term.entries(whole)
+            values |= {name: share * value for name, value in found.items()}
         loss = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         return loss, values
 

@@ -34,3 +34,7 @@ class Relation:
             num_relation_heads=self.heads, normalize=self.normalize,
         )  # fmt: skip
         return {"relation": loss}
+
+    def entries(self, batch: Batch) -> int:
+        """Tokens, or places of as many as the longest sequence has."""
+        return batch.num_tokens if self.normalize == "tokens" else batch.num_sequences

@@ -34,8 +34,8 @@ def mean_pool(hidden: Tensor, bounds: Bounds) -> Tensor:
     lengths = bounds.cu_seqlens.diff()
     tokens = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
     of_token = torch.searchsorted(bounds.cu_seqlens[1:], tokens, right=True)
-    sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, of_token, hidden)
-    return sums / lengths[:, None]
+    sums = hidden.new_zeros(len(lengths), hidden.shape[1], dtype=torch.float32).index_add(0, of_token, hidden.float())
+    return (sums / lengths[:, None]).to(hidden.dtype)
 
 
 def has_known_head(model: PreTrainedModel) -> bool:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastdistill.batch import Batch
 from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
+
+
+class Packed(nn.Module):
+    """A linear layer of a CPU, its weight laid out once as oneDNN multiplies it and not for every product."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return product
 
 
 class Live(nn.Module):
@@ -15,23 +31,43 @@ class Live(nn.Module):
 
     Args:
         encoder: the teacher; it is changed.
-        dtype: of its matrices, cast here once where autocast would do it for every batch.
+        dtype: of its weights and of what it says.
     """
 
     def __init__(self, encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        for module in encoder.modules():
-            if isinstance(module, nn.Linear):
-                module.to(dtype)
+        for parameter in encoder.parameters():  # and no buffers: rotary frequencies need their digits
+            parameter.data = parameter.data.to(dtype)
+        if self.device.type == "cpu" and dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            for module in list(encoder.modules()):
+                for name, child in module.named_children():
+                    if type(child) is nn.Linear:
+                        setattr(module, name, Packed(child))
         self.eval()
 
     def train(self, mode: bool = True) -> Live:
         """Stays in eval mode whatever is asked: a teacher with dropout teaches noise."""
         return super().train(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Changes when a weight, its dtype or what is computed with it does."""
+        names = {"_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "dtype"}
+        config = {k: v for k, v in self.encoder.model.config.to_dict().items() if k not in names}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, weight in self.encoder.state_dict().items():
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     # not inference_mode: what the teacher returns is saved for the student's backward pass
     @torch.no_grad()
     def forward(self, batch: Batch, taps: Taps) -> Captured:
         """What the teacher knows of the batch; see `Encoder.forward`."""
-        return self.encoder(batch, taps)
+        with torch.autocast(batch.input_ids.device.type, enabled=False):  # it has its dtype already
+            return self.encoder(batch, taps)

@@ -66,7 +66,7 @@ def test_padded_batches_hold_the_sequences(work: Workload) -> None:
 
 def losses(work: Workload, sequences: Sequences, loop: loops.Loop, steps: int) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
-    loop(work, sequences, FP32, steps, lambda _, values: found.append(values))
+    loop(work, sequences, FP32, steps, lambda _, __, values: found.append(values))
     return found
 
 
@@ -84,6 +84,8 @@ def test_the_published_loop_and_ours_learn_the_same(work: Workload, monkeypatch:
     for theirs, mine in zip(expected, ours, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert sum(ours[-1].values()) < 0.97 * sum(ours[0].values())
+    cached = losses(work, sequences, loops.ours_cached, 10)
+    assert cached[-1] == pytest.approx(expected[-1], rel=1e-2)
     fast = losses(work, sequences, loops.compiled, 10)
     assert fast[-1] == pytest.approx(expected[-1], rel=3e-2)
 
@@ -120,7 +122,7 @@ def test_flops_by_hand() -> None:
     [
         ("--text=imdb", "--text imdb: choose one of sst2, wiki"),
         ("--student=tiny", "--student tiny: choose one of bert-base, tinybert4, tinybert6"),
-        ("--loops=ours,theirs", "--loops theirs: choose from published, compiled, textbrewer, ours"),
+        ("--loops=ours,theirs", "--loops theirs: choose from published, compiled, textbrewer, ours, cached"),
         ("--data=/nowhere", "there is no data at /nowhere: pass --data FOLDER"),
     ],
 )

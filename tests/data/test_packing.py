@@ -155,7 +155,10 @@ def test_in_order_gives_predictions_their_place_back() -> None:
     sequences = make_sequences(lengths.tolist(), labels=np.arange(100))
     predicted = np.full(100, -1)
     longest_so_far = 0
-    for indices, batch in in_order(sequences, BUDGET):
+    for batch in in_order(sequences, BUDGET):
+        indices = batch.indices
+        assert indices is not None
+        assert batch.labels is not None
         assert batch.num_tokens <= BUDGET
         assert lengths[indices].min() >= longest_so_far
         longest_so_far = batch.max_seqlen

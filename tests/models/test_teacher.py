@@ -6,7 +6,7 @@ import torch
 from encoders import make_batch, tiny_encoder
 
 from fastdistill.models.capture import Taps
-from fastdistill.models.teacher import Live
+from fastdistill.models.teacher import Live, Packed
 
 TAPS = Taps(hidden=frozenset({3}), q=frozenset({1}), logits=True)
 
@@ -28,13 +28,45 @@ def test_frozen_but_usable_in_backward() -> None:
     assert scale.grad is not None
 
 
-def test_cast_once_as_autocast_would_every_time() -> None:
+def test_speaks_in_its_dtype_inside_and_outside_of_autocast() -> None:
     batch = make_batch([9, 4])
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = Live(tiny_encoder("bert", head=True))(batch, TAPS)
-        got = Live(tiny_encoder("bert", head=True), torch.bfloat16)(batch, TAPS)
-    assert got.logits is not None
-    assert expected.logits is not None
-    assert got.logits.dtype == torch.bfloat16
-    assert torch.equal(got.logits, expected.logits)
-    assert torch.equal(got.hidden[3], expected.hidden[3])
+    expected = Live(tiny_encoder("bert", head=True))(batch, TAPS)
+    teacher = Live(tiny_encoder("bert", head=True), torch.bfloat16)
+    got = teacher(batch, TAPS)
+    with torch.autocast("cpu", torch.float16):
+        again = teacher(batch, TAPS)
+    for one, other, exact in (
+        (got.logits, again.logits, expected.logits),
+        (got.hidden[3], again.hidden[3], expected.hidden[3]),
+        (got.q[1], again.q[1], expected.q[1]),
+    ):
+        assert one is not None
+        assert other is not None
+        assert exact is not None
+        assert one.dtype == torch.bfloat16
+        assert torch.equal(one, other)
+        assert (one - exact).norm() < 0.03 * exact.norm()
+
+
+def test_packed_weights_multiply_as_plain_ones() -> None:
+    """And leave the fingerprint, the weights' names and the teacher's other users as they were."""
+    plain = tiny_encoder("bert", head=True).to(torch.bfloat16).eval()
+    names = list(plain.state_dict())
+    teacher = Live(tiny_encoder("bert", head=True), torch.bfloat16)
+    assert sum(type(module) is Packed for module in teacher.modules()) == 3 * 6 + 2
+    assert list(teacher.encoder.state_dict()) == names
+    batch = make_batch([9, 4])
+    with torch.no_grad():
+        expected, got = plain(batch, TAPS), teacher(batch, TAPS)
+    for mine, theirs in ((got.hidden[3], expected.hidden[3]), (got.logits, expected.logits)):
+        assert mine is not None
+        assert theirs is not None
+        assert (mine - theirs).float().norm() < 0.01 * theirs.float().norm()
+
+
+def test_rotary_frequencies_keep_their_digits() -> None:
+    teacher = Live(tiny_encoder("modernbert"), torch.bfloat16)
+    frequencies = [b for name, b in teacher.named_buffers() if "inv_freq" in name]
+    assert frequencies
+    assert {b.dtype for b in frequencies} == {torch.float32}
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}

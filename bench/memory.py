@@ -1,0 +1,127 @@
+"""Find what fits: the largest batch of one length, and the longest sequence, that a whole training step has memory for.
+
+    python -m bench.memory [--gpu | --cpu] [--limit_gib 4] [--length 128] [--batch_size 8] [--most 4096]
+                           [--longest 32768] [--loops published,ours] [--teacher bert-base] [--student tinybert4]
+                           [--data FOLDER] [--out FILE.json]
+
+Full blocks of Wikipedia. Sizes double until a loop fails, each try a step in a process of its own that may hold
+`--limit_gib` and no more. Ours is given to lack memory too; what it then says, that it goes on in pieces, is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import loops
+from bench.step import peak_mib
+from bench.timing import device_name
+from bench.workload import DATA, SHAPES, Workload
+from fastdistill.step import Runtime
+
+Result = dict[str, Any]
+
+
+def attempt(name: str, work: Workload, limit_gib: float, device: torch.device) -> Result:
+    """One step in this process; raises where memory does not suffice."""
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gib * 2**30 / whole))
+    else:
+        most = int(limit_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    torch.manual_seed(0)
+    seen: list[int] = []
+    sequences = work.sequences(2 * work.batch_size)
+    loops.LOOPS[name](work, sequences, Runtime(device, torch.bfloat16, 20, 200), 1, lambda n, _, __: seen.append(n))
+    return {"tokens": seen[0], "peak_mib": peak_mib(device)}
+
+
+def in_a_process(name: str, work: Workload, limit_gib: float, device: torch.device) -> Result:
+    """`attempt` where nothing else has run: what it found, or why it failed."""
+    job = json.dumps([name, asdict(work) | {"data": str(work.data)}, limit_gib, device.type])
+    done = subprocess.run([sys.executable, "-m", "bench.memory", "--job", job], capture_output=True, text=True)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1][:200]}
+    *said, last = done.stdout.splitlines()
+    found: Result = json.loads(last)
+    return found | {"said": [line for line in said if line.startswith("out of memory")]}
+
+
+def grow(name: str, work: Workload, axis: str, most: int, limit_gib: float, device: torch.device) -> Result:
+    """Double `axis` (batch_size or length) of the workload up to `most`, until a step fails."""
+    tries: list[Result] = []
+    while getattr(work, axis) <= most:
+        found = in_a_process(name, work, limit_gib, device)
+        tries.append({axis: getattr(work, axis), **found})
+        if "failed" in found:
+            break
+        work = replace(work, **{axis: 2 * getattr(work, axis)})
+    fits = [one[axis] for one in tries if "failed" not in one]
+    return {"loop": name, "axis": axis, "fits": max(fits, default=0), "tries": tries}
+
+
+def line(found: Result) -> str:
+    """The outcome of one loop and axis."""
+    last = found["tries"][-1]
+    end = f"then: {last['failed']}" if "failed" in last else "and no more was tried"
+    pieces = next((one["said"][-1] for one in reversed(found["tries"]) if one.get("said")), "")
+    return f"{found['loop']:<12}{found['axis']:<11}{found['fits']:>7,}  {end}{f' ({pieces})' if pieces else ''}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gpu", action="store_true", help="on the GPU (default where there is one)")
+    where.add_argument("--cpu", action="store_true", help="on the CPU")
+    parser.add_argument("--limit_gib", type=float, default=4.0, help="memory that a process may hold")
+    parser.add_argument("--length", type=int, default=128, help="of the sequences whose number grows")
+    parser.add_argument("--batch_size", type=int, default=8, help="the first that is tried")
+    parser.add_argument("--most", type=int, default=4096, help="largest batch that is tried")
+    parser.add_argument("--longest", type=int, default=32768, help="longest sequence that is tried")
+    parser.add_argument("--loops", default="published,ours")
+    parser.add_argument("--teacher", choices=SHAPES, default=Workload.teacher)
+    parser.add_argument("--student", choices=SHAPES, default=Workload.student)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts and the tokenizer")
+    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.job:
+        name, values, limit_gib, kind = json.loads(options.job)
+        work = Workload(**values | {"data": Path(values["data"])})
+        print(json.dumps(attempt(name, work, limit_gib, torch.device(kind))))
+        return
+    device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
+    names = options.loops.split(",")
+    work = Workload(options.teacher, options.student, "wiki", options.length, True, options.batch_size, options.data)
+    try:
+        work.check()
+        if unknown := [name for name in names if name not in loops.LOOPS]:
+            raise ValueError(f"--loops {unknown[0]}: choose from {', '.join(loops.LOOPS)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    results = []
+    for axis, start, most in (
+        ("batch_size", work, options.most),
+        ("length", replace(work, batch_size=1), options.longest),
+    ):
+        for name in names:
+            results.append(grow(name, start, axis, most, options.limit_gib, device))
+            print(line(results[-1]), flush=True)
+    if options.out:
+        facts = {"device": device_name(device.type), "torch": torch.__version__, "limit_gib": options.limit_gib}
+        shape = {"teacher": work.teacher, "student": work.student, "length": work.length}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

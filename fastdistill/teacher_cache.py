@@ -1,0 +1,252 @@
+"""Cached: what a teacher said of every sequence, kept on disk, so that later epochs need not ask it again.
+
+One folder holds the answers of one teacher to one text. The text is cut into shards of whole sequences; a shard is a
+folder with one safetensors file for each tap, in the order of the text, whatever the order of the batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Generator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastdistill.batch import Batch
+from fastdistill.checkpoint import publish_file
+from fastdistill.data.packing import Sequences, collate, in_order
+from fastdistill.models.capture import Captured, Taps
+from fastdistill.models.teacher import Live
+
+FORMAT_VERSION = 1
+TOKENS_PER_SHARD = 1 << 14
+KINDS = ("hidden", "q", "k", "v")
+ANSWER = "answer"  # the one tensor of a file
+TOLERANCE = 0.05  # relative error of answers in bf16 that were computed in batches of other shapes
+RESERVE = 1 << 30  # bytes that a cache leaves on the disk for what the run itself writes
+Lacking = list[tuple[int, list[str]]]
+
+
+class Cached:
+    """A teacher that answers from files; called as `Live` is, with batches of `data`.
+
+    float32 answers are kept as float16 where they do not leave its range, other dtypes and all logits as they are.
+
+    Args:
+        folder: where caches lie; this one has a folder of its own there, named by what it was made from.
+        live: the teacher; its weights, its configuration and its dtype are part of the name.
+        data: the text; its tokens are part of the name.
+
+    Raises:
+        ValueError: what lies in that folder was made by another teacher, or from another text.
+    """
+
+    def __init__(self, folder: Path, live: Live, data: Sequences) -> None:
+        self.data = data
+        self.origin = json.dumps({"format": FORMAT_VERSION, "teacher": live.fingerprint(), "text": data.fingerprint()})
+        self.folder = folder / hashlib.sha256(self.origin.encode()).hexdigest()[:32]
+        shard_of = data.offsets[:-1] // TOKENS_PER_SHARD
+        self.bounds = [0, *(np.flatnonzero(np.diff(shard_of)) + 1).tolist(), len(data)]  # of shards, in sequences
+        self.answers: dict[tuple[int, str], Tensor] = {}  # memory-mapped
+        self.scaling = math.nan
+        index = self.folder / "index.json"
+        found = index.read_text(errors="replace") if index.exists() else self.origin
+        if found != self.origin and "teacher" in found and "text" in found:  # otherwise it is torn, and written anew
+            raise ValueError(
+                f"{self.folder} holds what another teacher said, or of another text: it was made from {found}, "
+                f"this run has {self.origin}; delete it"
+            )
+
+    def __call__(self, batch: Batch, taps: Taps) -> Captured:
+        """What the teacher said of the batch, on the batch's device."""
+        assert batch.indices is not None, "a batch of the text that the cache was made for"
+        shards = np.searchsorted(self.bounds, batch.indices, side="right") - 1
+        starts = np.asarray(self.bounds)[shards]
+        captured = Captured(scaling=self.scaling)
+        for name in names_of(taps):
+            places = np.arange(len(self.data) + 1) if name == "logits" else self.data.offsets
+            firsts, lasts = (places[rows] - places[starts] for rows in (batch.indices, batch.indices + 1))
+            parts = [self.answers[shard, name][i:j] for shard, i, j in zip(shards, firsts, lasts, strict=True)]
+            put(captured, name, torch.cat(parts).to(batch.input_ids.device))
+        return captured
+
+    def open(self, taps: Taps) -> Lacking:
+        """Map what is there; returns the shards that lack something, with the taps that they lack, most taps first."""
+        lacking = []
+        for shard in range(len(self.bounds) - 1):
+            names = [name for name in names_of(taps) if not self._read(shard, name)]
+            if names:
+                lacking.append((shard, names))
+        return sorted(lacking, key=lambda one: -len(one[1]))
+
+    def fill(self, live: Live, lacking: Lacking, tokens_per_batch: int) -> Generator[dict[str, int], None, None]:
+        """Ask the teacher what is lacking; yields the bytes of a shard, by tap, once they are written.
+
+        Raises:
+            OSError: the disk is full; what was written is deleted.
+        """
+        written: list[Path] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            publish_file(self.folder / "index.json", lambda path: path.write_text(self.origin))
+            for shard, names in lacking:
+                answers = self._ask(live, shard, names, tokens_per_batch)
+                self._path(shard, "").parent.mkdir(exist_ok=True)
+                for name, answer in answers.items():
+                    about = {"origin": self.origin, "scaling": repr(self.scaling), "sum": checksum(answer)}
+                    to = self._path(shard, name)
+                    publish_file(to, partial(save_file, {ANSWER: answer}, metadata=about))
+                    written.append(to)
+                    if not self._read(shard, name):
+                        raise OSError(f"{to} was written but cannot be read back; is the disk full or failing?")
+                yield {name: answer.nbytes for name, answer in answers.items()}
+        except OSError:
+            self.answers.clear()  # which hold on to the files
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _ask(self, live: Live, shard: int, names: list[str], tokens_per_batch: int) -> dict[str, Tensor]:
+        """The teacher's answers to the sequences of a shard, in the order of the text."""
+        part = self.data.take(np.arange(*self.bounds[shard : shard + 2]))
+        answers: dict[str, Tensor] = {}
+        for batch in in_order(part, tokens_per_batch):
+            assert batch.indices is not None, "batches of a text know its sequences"
+            captured = live(batch.to(live.device), taps_of(names))
+            self.scaling = captured.scaling
+            tokens, _ = part.places(batch.indices)
+            for name in names:
+                answer, places = get(captured, name), batch.indices if name == "logits" else tokens
+                shape = (len(part) if name == "logits" else int(part.offsets[-1]), *answer.shape[1:])
+                kept = answers.setdefault(name, torch.empty(shape, dtype=answer.dtype))
+                kept[torch.from_numpy(places)] = answer.cpu()
+        return {name: answer if name == "logits" else halved(answer) for name, answer in answers.items()}
+
+    def verify(self, live: Live, taps: Taps, rows: np.ndarray) -> float:
+        """Ask the teacher about the sequences `rows` again; returns the greatest relative error (RMS) of a tap."""
+        errors, norms = torch.zeros(2, len(names_of(taps)), dtype=torch.float64)
+        for row in rows:
+            batch = collate(self.data, np.array([row])).to(live.device)
+            kept, said = self(batch, taps), live(batch, taps)
+            for n, name in enumerate(names_of(taps)):
+                x, y = get(kept, name).double().cpu(), get(said, name).double().cpu()
+                errors[n] += (x - y).square().sum()
+                norms[n] += y.square().sum()
+        return (errors / norms).sqrt().nan_to_num(nan=math.inf).max().item()
+
+    def _path(self, shard: int, name: str) -> Path:
+        return self.folder / f"{shard:05d}" / f"{name}.safetensors"
+
+    def _read(self, shard: int, name: str) -> bool:
+        """Map an answer; False where the file is missing, torn, damaged or of another origin."""
+        first, last = self.bounds[shard : shard + 2]
+        rows = last - first if name == "logits" else self.data.offsets[last] - self.data.offsets[first]
+        try:
+            with safe_open(self._path(shard, name), framework="pt") as file:
+                answer, about = file.get_tensor(ANSWER), file.metadata() or {}
+        except (OSError, SafetensorError):
+            return False
+        if about.get("origin") != self.origin or about.get("sum") != checksum(answer) or len(answer) != rows:
+            return False
+        self.scaling = float(about["scaling"])
+        self.answers[shard, name] = answer
+        return True
+
+
+def halved(answer: Tensor) -> Tensor:
+    """float32 as float16 where that loses no number to infinity; other dtypes as they are."""
+    half = answer.half() if answer.dtype == torch.float32 else answer
+    return half if half.isfinite().all() else answer
+
+
+def checksum(answer: Tensor) -> str:
+    """Of the bytes, dtype and shape."""
+    content = answer.contiguous().flatten().view(torch.uint8).numpy()
+    return f"{zlib.crc32(content.data):08x} {answer.dtype} {tuple(answer.shape)}"
+
+
+def cached(
+    folder: Path, live: Live, data: Sequences, taps: Taps, *,
+    tokens_per_batch: int, epochs: float, verify: int, say: Callable[[str], None],
+) -> Cached:  # fmt: skip
+    """A teacher that answers all of `data` from files, those it lacks made first.
+
+    Args:
+        folder, live, data: as for `Cached`.
+        taps: what will be asked.
+        tokens_per_batch: most tokens that the teacher is asked about at once.
+        epochs: how often; said beside what the cache costs.
+        verify: sequences of which the teacher is asked again.
+        say: takes the estimate, and what was verified.
+
+    Raises:
+        ValueError: the files are another teacher's or text's, or differ from what the teacher says now.
+        OSError: the disk is or would be full.
+    """
+    cache = Cached(folder, live, data)
+    lacking = cache.open(taps)
+    if lacking:
+        tokens = np.diff(data.offsets[cache.bounds])  # of every shard
+        start = time.perf_counter()
+        filling = cache.fill(live, lacking, tokens_per_batch)
+        first, size = lacking[0][0], next(filling)
+        seconds = (time.perf_counter() - start) / max(1, tokens[first])  # for each token
+        rest = sum(size.get(name, 0) / max(1, tokens[first]) * tokens[n] for n, names in lacking[1:] for name in names)
+        say(
+            f"teacher cache: {len(lacking)} of {len(tokens)} shards to make, about "
+            f"{(sum(size.values()) + rest) / 2**20:,.0f} MiB and {seconds * sum(tokens[n] for n, _ in lacking):,.0f} s "
+            f"in {cache.folder}; each of {epochs:.3g} epochs is up to {seconds * tokens.sum():,.0f} s shorter"
+        )
+        if (free := shutil.disk_usage(cache.folder).free) < rest + RESERVE:
+            filling.throw(OSError(f"{cache.folder} has {free / 2**20:,.0f} MiB left"))
+        for _ in filling:
+            pass
+    if verify:
+        rows = np.random.default_rng(0).choice(len(data), min(verify, len(data)), replace=False)
+        worst = cache.verify(live, taps, rows)
+        say(f"teacher cache: {len(rows)} sequences asked again, greatest relative error {worst:.1e}")
+        if worst > TOLERANCE:
+            raise ValueError(
+                f"{cache.folder} differs from what the teacher says by {worst:.1e} (at most {TOLERANCE} is rounding): "
+                "delete it"
+            )
+    return cache
+
+
+def names_of(taps: Taps) -> list[str]:
+    """A name for every tensor that `taps` asks for: hidden.3, q.12, logits."""
+    layers = [f"{kind}.{layer}" for kind in KINDS for layer in sorted(getattr(taps, kind))]
+    return layers + ["logits"] * taps.logits
+
+
+def taps_of(names: list[str]) -> Taps:
+    """The taps that have these names."""
+    layers = {kind: frozenset(int(n.partition(".")[2]) for n in names if n.startswith(f"{kind}.")) for kind in KINDS}
+    return Taps(**layers, logits="logits" in names)
+
+
+def get(captured: Captured, name: str) -> Tensor:
+    """What was captured under `name`."""
+    kind, _, layer = name.partition(".")
+    found = captured.logits if kind == "logits" else getattr(captured, kind)[int(layer)]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def put(captured: Captured, name: str, answer: Tensor) -> None:
+    """Capture `answer` under `name`."""
+    kind, _, layer = name.partition(".")
+    if kind == "logits":
+        captured.logits = answer
+    else:
+        getattr(captured, kind)[int(layer)] = answer

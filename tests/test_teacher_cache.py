@@ -1,0 +1,277 @@
+"""A teacher that answers from files says what the living one says, and the files are its own."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fastdistill import run, teacher_cache
+from fastdistill.data.packing import Loader, Sequences
+from fastdistill.models.capture import Taps
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Live
+from fastdistill.recipe import Recipe
+from fastdistill.teacher_cache import ANSWER, Cached, cached, checksum, get, names_of
+from tests.tiny import make_teacher, only, tiny_recipe
+
+TAPS = Taps(hidden=frozenset({0, 3}), q=frozenset({2}), k=frozenset({2}), v=frozenset({4}), logits=True)
+
+
+def text(seed: int = 0) -> Sequences:
+    lengths = np.random.default_rng(seed).integers(1, 20, 60)
+    offsets = np.concatenate(([0], lengths.cumsum()))
+    return Sequences(np.random.default_rng(seed).integers(5, 20, offsets[-1]), offsets)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "TOKENS_PER_SHARD", 100)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teacher"), head=True)
+
+
+@pytest.fixture
+def live(folder: Path) -> Live:
+    return Live(Encoder.load(folder, head="finetuned"))
+
+
+def fill(at: Path, live: Live, taps: Taps = TAPS, data: Sequences | None = None, verify: int = 0) -> Cached:
+    said: list[str] = []
+    return cached(at, live, data or text(), taps, tokens_per_batch=64, epochs=3, verify=verify, say=said.append)
+
+
+def dead(*_: object) -> NoReturn:
+    raise AssertionError("the teacher was asked")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_answers_are_the_living_teachers_in_any_order(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    live = Live(Encoder.load(folder, head="finetuned"), dtype)
+    cache = fill(tmp_path, live)
+    assert len(cache.bounds) > 4
+    loader, seen = Loader(cache.data, 64, seed=3), 0
+    for (epoch, batch), _ in zip(loader.batches(), range(30), strict=False):
+        said, kept = live(batch, TAPS), cache(batch, TAPS)
+        assert kept.scaling == said.scaling
+        for name in names_of(TAPS):
+            torch.testing.assert_close(get(kept, name).float(), get(said, name).float(), rtol=0.02, atol=0.02)
+        seen = epoch
+    assert seen >= 1
+
+
+def test_the_same_sequence_has_the_same_answer_to_the_bit_in_every_batch(live: Live, tmp_path: Path) -> None:
+    cache = fill(tmp_path, live)
+    found: dict[int, torch.Tensor] = {}
+    for seed in range(2):
+        for (_, batch), _ in zip(Loader(cache.data, 70, seed).batches(), range(12), strict=False):
+            assert batch.indices is not None
+            answers = cache(batch, TAPS).hidden[3].split(batch.cu_seqlens.diff().tolist())
+            for index, answer in zip(batch.indices, answers, strict=True):
+                assert torch.equal(found.setdefault(int(index), answer), answer)
+
+
+def test_nothing_is_asked_twice(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, live, Taps(hidden=frozenset({3})))
+    asked: list[Taps] = []
+    forward = live.forward
+    monkeypatch.setattr(live, "forward", lambda batch, taps: asked.append(taps) or forward(batch, taps))
+    fill(tmp_path, live, Taps(hidden=frozenset({3}), logits=True))
+    assert set(asked) == {Taps(logits=True)}
+    monkeypatch.setattr(live, "forward", dead)
+    fill(tmp_path, live, Taps(hidden=frozenset({3}), logits=True))
+
+
+def damage(path: Path, harm: str, stale: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        about, whole = file.metadata(), file.get_tensor(ANSWER).clone()
+    content = path.read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    files = {"torn": content[:-5], "bit": flipped, "empty": b"", "stale": stale.read_bytes()}
+    tensors = {"short": whole[:-1], "narrow": whole[:, :1], "integers": whole.int(), "scalar": torch.tensor(1.0)}
+    path.unlink()
+    if harm in files:
+        path.write_bytes(files[harm])
+    elif harm in tensors:
+        save_file({ANSWER: tensors[harm].clone()}, path, about)
+
+
+HARMS = ["torn", "missing", "bit", "empty", "stale", "short", "narrow", "integers", "scalar"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_shard_is_made_anew(harm: str, live: Live, tmp_path: Path) -> None:
+    """Alone, and as it was; another text's shard of as many tokens is damage too."""
+    cache = fill(tmp_path, live)
+    path = cache._path(2, "q.2")
+    whole = load_file(path)[ANSWER].clone()
+    other = text()
+    other.input_ids[::3] = 7
+    damage(path, harm, fill(tmp_path, live, data=other)._path(2, "q.2"))
+    again = Cached(tmp_path, live, text())
+    assert again.open(TAPS) == [(2, ["q.2"])]
+    assert list(again.fill(live, [(2, ["q.2"])], 64)) == [{"q.2": whole.nbytes}]
+    assert again.open(TAPS) == []
+    assert torch.equal(load_file(path)[ANSWER], whole)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00", None])
+def test_a_damaged_index_costs_nothing(content: str | None, live: Live, tmp_path: Path) -> None:
+    cache = fill(tmp_path, live)
+    index = cache.folder / "index.json"
+    index.unlink() if content is None else index.write_text(content)
+    again = Cached(tmp_path, live, text())
+    assert again.open(TAPS) == []
+    assert again.scaling == cache.scaling > 0
+
+
+def test_another_teacher_or_text_has_another_folder(live: Live, folder: Path, tmp_path: Path) -> None:
+    first = Cached(tmp_path, live, text())
+    other_text = Cached(tmp_path, live, text(seed=1))
+    in_bf16 = Cached(tmp_path, Live(Encoder.load(folder, head="finetuned"), torch.bfloat16), text())
+    moved = Encoder.load(folder, head="finetuned")
+    with torch.no_grad():
+        next(moved.parameters())[0, 0] += 1
+    other_teacher = Cached(tmp_path, Live(moved), text())
+    config = Encoder.load(folder, head="finetuned")
+    config.model.config.layer_norm_eps = 0.1
+    other_config = Cached(tmp_path, Live(config), text())
+    same_lengths = text()
+    same_lengths.input_ids[3] += 1
+    other_tokens = Cached(tmp_path, live, same_lengths)
+    typed = Cached(tmp_path, live, replace(text(), token_type_ids=np.ones(text().offsets[-1], np.int8)))
+    caches = (first, other_text, in_bf16, other_teacher, other_config, other_tokens, typed)
+    assert len({cache.folder for cache in caches}) == 7
+    assert Cached(tmp_path, live, text()).folder == first.folder
+
+
+def test_a_foreign_folder_is_refused_with_both_fingerprints(live: Live, tmp_path: Path) -> None:
+    mine, foreign = fill(tmp_path, live), Cached(tmp_path, live, text(seed=1))
+    mine.folder.rename(foreign.folder)
+    with pytest.raises(ValueError, match=f"{re.escape(mine.origin)}.*{re.escape(foreign.origin)}; delete it"):
+        Cached(tmp_path, live, text(seed=1))
+
+
+def test_verification_finds_an_answer_that_is_not_the_teachers(live: Live, tmp_path: Path) -> None:
+    cache = fill(tmp_path, live, verify=5)
+    assert cache.verify(live, TAPS, np.arange(60)) < 2e-3  # float16
+    for shard in range(len(cache.bounds) - 1):
+        path = cache._path(shard, "hidden.3")
+        with safe_open(path, framework="pt") as file:
+            about, wrong = file.metadata(), 1.2 * file.get_tensor(ANSWER)
+        save_file({ANSWER: wrong}, path, about | {"sum": checksum(wrong)})
+    with pytest.raises(ValueError, match=r"differs from what the teacher says by 2.0e-01.*delete it"):
+        fill(tmp_path, live, verify=6)
+
+
+def test_estimate_is_said_before_the_rest_is_made(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    ask = Cached._ask
+
+    def counted(self: Cached, live: Live, shard: int, *rest: Any) -> dict[str, torch.Tensor]:
+        made.append(shard)
+        return ask(self, live, shard, *rest)
+
+    monkeypatch.setattr(Cached, "_ask", counted)
+    said: list[tuple[int, str]] = []
+    lengths = np.full(9000, 10)
+    data = Sequences(np.full(90000, 7), np.concatenate(([0], lengths.cumsum())))
+    monkeypatch.setattr(teacher_cache, "TOKENS_PER_SHARD", 15000)
+    fill(tmp_path, live, Taps(hidden=frozenset({3})), data)
+    (Cached(tmp_path, live, data).folder / "00002" / "hidden.3.safetensors").unlink()
+    made.clear()
+    said: list[tuple[int, str]] = []
+    cached(
+        tmp_path, live, data, TAPS,
+        tokens_per_batch=500, epochs=3, verify=0, say=lambda words: said.append((len(made), words)),
+    )  # fmt: skip
+    ((when, what),) = said
+    assert when == 1
+    assert len(made) == 6
+    assert "6 of 6 shards to make" in what
+    size = 90000 * 2 * (24 + 3 * 24) + 9000 * 4 * 2 + 15000 * 2 * 24  # hidden.0, q, k, v; logits; what was lost
+    assert float(what.split("about ")[1].split(" MiB")[0]) == pytest.approx(size / 2**20, abs=1)
+
+
+def test_numbers_beyond_float16_stay_float32(folder: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(folder, head="finetuned")
+    with torch.no_grad():
+        encoder.get_parameter("model.bert.encoder.layer.2.output.LayerNorm.weight").mul_(1e6)
+    live = Live(encoder)
+    cache, batch = fill(tmp_path, live), next(Loader(text(), 64, 0).batches())[1]
+    assert cache.answers[0, "hidden.3"].dtype == torch.float32
+    assert cache.answers[0, "q.2"].dtype == torch.float16
+    torch.testing.assert_close(cache(batch, TAPS).hidden[3], live(batch, TAPS).hidden[3])
+
+
+def test_a_disk_that_would_be_filled_is_left_alone(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other runs have kept there stays."""
+    kept = set(fill(tmp_path, live, data=text(seed=1)).folder.rglob("*.safetensors"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=teacher_cache.RESERVE))
+    with pytest.raises(OSError, match="has 1,024 MiB left"):
+        fill(tmp_path, live)
+    assert set(tmp_path.rglob("*.safetensors")) == kept
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "student" / "model.safetensors")
+
+
+def several_epochs(world: Path, tmp_path: Path) -> Recipe:
+    """The miniature job, two stages of which see their text more than twice."""
+    recipe = only(tiny_recipe(world, tmp_path / "live"), "tad", "tsd")
+    stages = {name: replace(stage, steps=20) for name, stage in recipe.stages.items()}
+    return replace(recipe, stages=stages, cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_run_with_the_cache_learns_what_a_run_without_it_learns(world: Path, tmp_path: Path) -> None:
+    recipe = several_epochs(world, tmp_path)
+    run(recipe)
+    run(replace(recipe, teacher_cache=True, output_dir=str(tmp_path / "a"), verify_cache=3))
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert made
+    run(replace(recipe, teacher_cache=True, output_dir=str(tmp_path / "b")))
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    first, second, live = (weights(tmp_path / name) for name in ("a", "b", "live"))
+    for name in live:
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], live[name], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("room", [0, 30], ids=["at once", "half way"])
+def test_a_full_disk_costs_the_cache_and_not_the_run(
+    room: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what was written before is given back."""
+    calls = itertools.count()
+
+    def full(*values: Any, **named: Any) -> None:
+        if next(calls) >= room:
+            raise OSError(28, "No space left on device")
+        save_file(*values, **named)
+
+    monkeypatch.setattr(teacher_cache, "save_file", full)
+    run(replace(several_epochs(world, tmp_path), teacher_cache=True))
+    assert "No space left on device" in capsys.readouterr().out
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert weights(tmp_path / "live")
+
+
+def test_a_text_seen_once_is_not_cached(world: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, tmp_path / "out")
+    stages = {name: replace(stage, steps=1) for name, stage in recipe.stages.items()}
+    run(replace(recipe, stages=stages, teacher_cache=True, cache_dir=str(tmp_path / "cache")))
+    assert not (tmp_path / "cache" / "teacher").exists()
