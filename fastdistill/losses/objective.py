@@ -113,8 +113,10 @@ class Objective(nn.Module):
         values: dict[str, Tensor] = {}
         for term in self.terms:
             found = term(student, teacher, batch)  # type: ignore[arg-type]  # None meets label terms alone
-            share = 1 if whole is None else term.entries(batch) / term.entries(whole)
-            values |= {name: share * value for name, value in found.items()}
+            if whole is not None:
+                share = term.entries(batch) / term.entries(whole)
+                found = {name: share * value for name, value in found.items()}
+            values |= found
         loss = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         return loss, values
 
