@@ -57,11 +57,13 @@ def within_window(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, dropout: float) -> Tensor:
-    """Attention as it is defined, maps written out: ``(B, H, S, d)``."""
+    """Attention as it is defined, maps written out: ``(B, H, S, d)``. Without gradients scores are float32."""
+    if not torch.is_grad_enabled():
+        q, k = q.float(), k.float()
     scores = (q * scaling) @ k.mT
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return torch_dropout(scores.softmax(-1), dropout) @ v
+    return torch_dropout(scores.softmax(-1).to(v.dtype), dropout) @ v
 
 
 def attend_runs(
@@ -69,14 +71,13 @@ def attend_runs(
 ) -> Tensor:
     """Each run of equally long sequences is viewed as one dense block: nothing gathered, nothing padded.
 
-    Where half precision is trained, maps of up to `EXPLICIT` tokens are written out, and rounded as eager attention's
-    are: PyTorch's fused kernel takes four to ten times as long backward in half precision, and twice as long in fp32,
-    in which it computes longer ones.
+    Half-precision maps of up to `EXPLICIT` tokens are written out, and where they are trained rounded as eager
+    attention's are: PyTorch's fused kernel takes half as long again forward, and backward four to ten times as long, or
+    twice as long in fp32, in which it computes longer ones.
     """
     dtype = v.dtype
-    trained = torch.is_grad_enabled() and v.requires_grad
-    explicit = trained and dtype != torch.float32 and bounds.max_seqlen <= EXPLICIT
-    if trained and not explicit and not dropout:
+    explicit = dtype != torch.float32 and bounds.max_seqlen <= EXPLICIT
+    if torch.is_grad_enabled() and v.requires_grad and not explicit and not dropout:
         q, k, v = q.float(), k.float(), v.float()
     outputs, start = [], 0
     for length, count in bounds.runs:

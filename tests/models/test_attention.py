@@ -65,6 +65,18 @@ def test_training_in_bf16(longest: int, window: int | None, monkeypatch: pytest.
             torch.testing.assert_close(mine, other.bfloat16(), atol=1e-5, rtol=2**-8)  # one rounding
 
 
+@torch.no_grad()
+def test_a_teacher_in_bf16_loses_no_digits_to_large_scores() -> None:
+    """No more than rounding what goes in, the probabilities and what comes out costs."""
+    lengths = [60, 60, 31]
+    q, k, v, bounds = inputs(lengths)
+    q, k, v = (10 * q).bfloat16(), (10 * k).bfloat16(), v.bfloat16()
+    expected = alone(q.double(), k.double(), v.double(), lengths, None)
+    got = attend_runs(q, k, v, bounds, SCALING, 0.0, None)
+    assert got.dtype == torch.bfloat16
+    assert (got - expected).norm() < 0.004 * expected.norm()
+
+
 def test_maps_written_out_drop_out() -> None:
     q, k, v, bounds = inputs([40])
     ones = torch.ones_like(v).bfloat16().requires_grad_()
