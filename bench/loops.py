@@ -5,6 +5,7 @@ Each runs a number of optimiser steps and calls `after` with the real tokens, th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -240,3 +241,15 @@ LOOPS: dict[str, Loop] = {
     "ours": ours,
     "cached": ours_cached,
 }
+
+
+def chosen(text: str, work: Workload) -> list[str]:
+    """The loops that `text` names, one after the other; ends the program where one, or the workload, is not known."""
+    names = text.split(",")
+    try:
+        work.check()
+        if unknown := [name for name in names if name not in LOOPS]:
+            raise ValueError(f"--loops {unknown[0]}: choose from {', '.join(LOOPS)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    return names

@@ -100,14 +100,8 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(attempt(name, work, limit_gib, torch.device(kind))))
         return
     device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
-    names = options.loops.split(",")
     work = Workload(options.teacher, options.student, "wiki", options.length, True, options.batch_size, options.data)
-    try:
-        work.check()
-        if unknown := [name for name in names if name not in loops.LOOPS]:
-            raise ValueError(f"--loops {unknown[0]}: choose from {', '.join(loops.LOOPS)}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    names = loops.chosen(options.loops, work)
     results = []
     for axis, start, most in (
         ("batch_size", work, options.most),

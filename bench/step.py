@@ -150,14 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
-    names = options.loops.split(",")
     work = Workload(**{name: value for name, value in vars(options).items() if name in Workload.__dataclass_fields__})
-    try:
-        work.check()
-        if unknown := [name for name in names if name not in loops.LOOPS]:
-            raise ValueError(f"--loops {unknown[0]}: choose from {', '.join(loops.LOOPS)}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    names = loops.chosen(options.loops, work)
     if options.child:
         print(json.dumps(measure(names[0], work, options.steps, Runtime(device, torch.bfloat16, 20, 200))))
         return
