@@ -7,12 +7,12 @@ No way ever multiplies a token of one sequence with a token of another.
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import dropout as torch_dropout
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 EXPLICIT = 512  # tokens
@@ -31,10 +31,15 @@ class Bounds:
         self.max_seqlen = max_seqlen
 
     @cached_property
-    def runs(self) -> list[tuple[int, int]]:
-        """(length, how many) of each run of neighbours of equal length; reads the device, so for the CPU only."""
-        lengths = self.cu_seqlens.diff().tolist()
-        return [(length, len(list(same))) for length, same in groupby(lengths) if length > 0]
+    def blocks(self) -> list[tuple[slice, int, int]]:
+        """Tokens, number and length of each run of neighbours of equal length; reads the device, for the CPU only."""
+        found, start = [], 0
+        for length, same in groupby(self.cu_seqlens.diff().tolist()):
+            if length > 0:
+                count = len(list(same))
+                found.append((slice(start, start + length * count), count, length))
+                start += length * count
+        return found
 
     @cached_property
     def padded_index(self) -> tuple[Tensor, Tensor]:
@@ -56,14 +61,69 @@ def within_window(length: int, window: int, device: torch.device) -> Tensor:
     return (places[:, None] - places[None, :]).abs() < window
 
 
-def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, dropout: float) -> Tensor:
-    """Attention as it is defined, maps written out: ``(B, H, S, d)``. Without gradients scores are float32."""
-    if not torch.is_grad_enabled():
-        q, k = q.float(), k.float()
-    scores = (q * scaling) @ k.mT
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return torch_dropout(scores.softmax(-1).to(v.dtype), dropout) @ v
+class Explicit(torch.autograd.Function):
+    """Attention as it is defined, its maps written out, run by run; without gradients scores are float32.
+
+    All is copied once, into the dense blocks ``(count * H, length, d)`` that matrix products want, and once back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bounds: Bounds,
+        scaling: float,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        trained = any(ctx.needs_input_grad)
+        output = torch.empty(v.shape, dtype=v.dtype)
+        kept: list[Tensor] = []
+        for block, count, length in bounds.blocks:
+            Q, K = (dense(x[block], count, v.dtype if trained else torch.float32) for x in (q, k))
+            V = dense(v[block], count, v.dtype)
+            S = torch.baddbmm(Q.new_empty(()), Q, K.mT, beta=0, alpha=scaling)
+            if window is not None and window < length:
+                S.masked_fill_(~within_window(length, window, q.device), -torch.inf)
+            P = S.softmax(-1).to(v.dtype)
+            D, drawn = torch.native_dropout(P, dropout, True) if dropout else (P, None)
+            scatter(output[block], D @ V, count)
+            if trained:
+                kept += [Q, K, V, P, D] + ([drawn] if drawn is not None else [])
+        ctx.save_for_backward(*kept)
+        ctx.bounds, ctx.scaling, ctx.dropout = bounds, scaling, dropout
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, dO: Tensor) -> tuple[Tensor | None, ...]:
+        dq, dk, dv = (torch.empty(dO.shape, dtype=dO.dtype) for _ in range(3))
+        kept = iter(ctx.saved_tensors)
+        for block, count, _ in ctx.bounds.blocks:
+            Q, K, V, P, D = islice(kept, 5)
+            d_out = dense(dO[block], count, dO.dtype)
+            scatter(dv[block], D.mT @ d_out, count)
+            dP = d_out @ V.mT
+            if ctx.dropout:
+                dP = torch.ops.aten.native_dropout_backward(dP, next(kept), 1 / (1 - ctx.dropout))
+            dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
+            scatter(dq[block], torch.baddbmm(Q.new_empty(()), dS, K, beta=0, alpha=ctx.scaling), count)
+            scatter(dk[block], torch.baddbmm(Q.new_empty(()), dS.mT, Q, beta=0, alpha=ctx.scaling), count)
+        return dq, dk, dv, None, None, None, None
+
+
+def dense(x: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Sequences of equal length ``(count * n, H, d) -> (count * H, n, d)``, contiguous."""
+    tokens, heads, size = x.shape
+    block = torch.empty(count, heads, tokens // count, size, dtype=dtype)
+    block.copy_(x.unflatten(0, (count, -1)).transpose(1, 2))
+    return block.flatten(0, 1)
+
+
+def scatter(to: Tensor, block: Tensor, count: int) -> None:
+    """What `dense` did, back into `to`."""
+    to.unflatten(0, (count, -1)).copy_(block.unflatten(0, (count, -1)).transpose(1, 2))
 
 
 def attend_runs(
@@ -76,22 +136,19 @@ def attend_runs(
     twice as long in fp32, in which it computes longer ones.
     """
     dtype = v.dtype
-    explicit = dtype != torch.float32 and bounds.max_seqlen <= EXPLICIT
-    if torch.is_grad_enabled() and v.requires_grad and not explicit and not dropout:
-        q, k, v = q.float(), k.float(), v.float()
-    outputs, start = [], 0
-    for length, count in bounds.runs:
-        block = slice(start, start + length * count)
-        start = block.stop
-        Q, K, V = (x[block].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
-        mask = within_window(length, window, q.device) if window is not None and window < length else None
-        with torch.autocast("cpu", enabled=False):  # which would cast back
-            if explicit:
-                O = attend_explicitly(Q, K, V, mask, scaling, dropout)  # noqa: E741
-            else:
-                O = scaled_dot_product_attention(Q, K, V, attn_mask=mask, dropout_p=dropout, scale=scaling)  # noqa: E741
-        outputs.append(O.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).to(dtype)
+    with torch.autocast("cpu", enabled=False):  # which would cast back
+        if dtype != torch.float32 and bounds.max_seqlen <= EXPLICIT:
+            output: Tensor = Explicit.apply(q, k, v, bounds, scaling, dropout, window)
+            return output
+        if torch.is_grad_enabled() and v.requires_grad and not dropout:
+            q, k, v = q.float(), k.float(), v.float()
+        outputs = []
+        for block, count, length in bounds.blocks:
+            Q, K, V = (x[block].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+            mask = within_window(length, window, q.device) if window is not None and window < length else None
+            O = scaled_dot_product_attention(Q, K, V, attn_mask=mask, dropout_p=dropout, scale=scaling)  # noqa: E741
+            outputs.append(O.transpose(1, 2).flatten(0, 1))
+        return torch.cat(outputs).to(dtype)
 
 
 def padded_mask(bounds: Bounds, window: int | None) -> Tensor:

@@ -11,19 +11,39 @@ from torch import Tensor, nn
 from fastdistill.batch import Batch
 from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
+from fastdistill.models.layout import find_layout
 
 
 class Packed(nn.Module):
-    """A linear layer of a CPU, its weight laid out once as oneDNN multiplies it and not for every product."""
+    """A linear layer of a CPU, its weight laid out once as oneDNN multiplies it and not for every product.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    With `gelu` the product's GELU is taken on the way to memory.
+    """
+
+    def __init__(self, linear: nn.Linear, gelu: bool = False) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight)
+        self.epilogue: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *self.epilogue)
         return product
+
+
+def pack(encoder: Encoder) -> None:
+    """Put `Packed` in the place of every linear layer, and of the GELU that follows the first one of an FFN."""
+    layout = find_layout(encoder.model.base_model.state_dict())
+    ffn_in = "" if layout is None else f".{layout.ffn_in}"
+    for path, module in list(encoder.named_modules()):
+        children = list(module.named_children())
+        gelus = [name for name, child in children if getattr(child, "act", None) is nn.functional.gelu]
+        for name, child in children:
+            if type(child) is nn.Linear:
+                activated = bool(ffn_in) and f"{path}.{name}".endswith(ffn_in) and len(gelus) == 1
+                setattr(module, name, Packed(child, gelu=activated))
+                if activated:
+                    setattr(module, gelus[0], nn.Identity())
 
 
 class Live(nn.Module):
@@ -40,10 +60,7 @@ class Live(nn.Module):
         for parameter in encoder.parameters():  # and no buffers: rotary frequencies need their digits
             parameter.data = parameter.data.to(dtype)
         if self.device.type == "cpu" and dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            for module in list(encoder.modules()):
-                for name, child in module.named_children():
-                    if type(child) is nn.Linear:
-                        setattr(module, name, Packed(child))
+            pack(encoder)
         self.eval()
 
     def train(self, mode: bool = True) -> Live:

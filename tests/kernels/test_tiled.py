@@ -16,7 +16,8 @@ from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients
 from torch import Tensor
 
 from fastdistill_kernels import attention_score_mse
-from fastdistill_kernels.attention import tiled
+from fastdistill_kernels.attention import op, tiled
+from fastdistill_kernels.attention_score_mse import joined
 from fastdistill_kernels.attention_score_mse.op import _gram_pays_on_a_gpu
 from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.spec import Shape, Spec
@@ -136,12 +137,33 @@ def test_tile_boundaries(spec: Spec, elements: int, monkeypatch: pytest.MonkeyPa
         shapes.extend(cut := list(cut_into_tiles(*arguments)))
         return cut
 
-    cut_into_tiles = tiled._tiles
+    cut_into_tiles = tiled.tiles
     monkeypatch.setattr(tiled, "TILE_ELEMENTS", elements)
-    monkeypatch.setattr(tiled, "_tiles", watch)
+    for module in (tiled, joined):
+        monkeypatch.setattr(module, "tiles", watch)
     actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
     assert len(shapes) > 3  # one tile per run of equal lengths would be 3
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+@cpu_path
+@pytest.mark.parametrize("elements", [1, 90, 1 << 18])
+def test_differences_of_scores_that_all_but_agree(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, where a score rounded by itself would be off by more than the difference."""
+    monkeypatch.setattr(tiled, "TILE_ELEMENTS", elements)
+    maps, n, d, scale_s, scale_t = 3, 9, 48, 0.2, 0.3  # a ratio that bfloat16 cannot hold
+    generator = torch.Generator().manual_seed(0)
+    q_t, k_t, noise = (torch.randn(maps, n, d, generator=generator).bfloat16() for _ in range(3))
+    q_s, k_s = (scale_t / scale_s * q_t).bfloat16(), (k_t + 2**-7 * noise).bfloat16()
+    operands = q_s, k_s, q_t, k_t
+    exact_s, exact_t = (scale * q.double() @ k.double().mT for q, k, scale in ((q_s, k_s, 0.2), (q_t, k_t, 0.3)))
+    E = exact_s - exact_t
+    assert E.norm() < 0.01 * exact_t.norm()
+    loss, dq, dk = joined.differences(*operands, scale_s, scale_t, True)
+    assert abs(loss - E.square().sum()) < 1e-3 * E.square().sum()
+    for got, expected in ((dq, 0.4 * E @ k_s.double()), (dk, 0.4 * E.mT @ q_s.double())):
+        assert (got - expected).norm() < 0.004 * expected.norm()
+    assert loss == joined.differences(*operands, scale_s, scale_t, False)[0]
 
 
 @cpu_path
@@ -184,18 +206,18 @@ def test_no_gradient_is_made_when_none_is_wanted(spec: Spec, monkeypatch: pytest
     inputs = spec.inputs(RAGGED)
     wanted = []
 
-    def watch(a_s: Tensor, b_s: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
+    def watch(x: Tensor, num_layers: int, with_grads: bool) -> Tensor:
         wanted.append(with_grads)
-        return empty_gradients(a_s, b_s, with_grads)
+        return empty_gradients(x, num_layers, with_grads)
 
-    empty_gradients = tiled.empty_gradients
-    monkeypatch.setattr(tiled, "empty_gradients", watch)
+    empty_gradients = op.empty_gradients
+    monkeypatch.setattr(op, "empty_gradients", watch)
     spec.op(**inputs)
     operands(inputs)[1].requires_grad_()
     spec.op(**inputs)
     with torch.no_grad():
         spec.op(**inputs)
-    assert wanted == [False, True, False]
+    assert wanted == [False, False, True, True, False, False]
 
 
 @each_spec

@@ -89,7 +89,7 @@ def test_maps_written_out_drop_out() -> None:
 
 
 def test_equal_lengths_run_together() -> None:
-    assert inputs([4, 4, 4, 2, 4, 4])[3].runs == [(4, 3), (2, 1), (4, 2)]
+    assert [run[1:] for run in inputs([4, 4, 4, 2, 4, 4])[3].blocks] == [(3, 4), (1, 2), (2, 4)]
 
 
 def test_packed_and_padded_indices_are_inverse() -> None:

@@ -50,12 +50,20 @@ def define_attention_op(name: str, kind: int, algorithms: Mapping[str, MapsLoss]
                 return kernels.forward(*layers, cu_seqlens, max_seqlen, scale_s, scale_t, normalize)
         lengths = sequence_lengths(cu_seqlens, a_s[0].shape[0], max_seqlen)
         entries = a_s[0].shape[1] * count(lengths, max_seqlen, normalize)
-        results = [
-            mean_over_maps(algorithms[algorithm], q_s, k_s, q_t, k_t, lengths, scale_s, scale_t, entries, with_grads)
-            for q_s, k_s, q_t, k_t in zip(a_s, b_s, a_t, b_t, strict=True)
+        da, db = (empty_gradients(x[0], len(x), with_grads) for x in (a_s, b_s))
+        losses = [
+            mean_over_maps(
+                algorithms[algorithm],
+                *layer,
+                lengths,
+                scale_s,
+                scale_t,
+                entries,
+                (da[n], db[n]) if with_grads else None,
+            )
+            for n, layer in enumerate(zip(a_s, b_s, a_t, b_t, strict=True))
         ]
-        loss, da, db = (torch.stack(x) for x in zip(*results, strict=True))
-        return loss.sum(), da, db
+        return torch.stack(losses).sum(), da, db
 
     @forward.register_fake
     def _(
@@ -76,7 +84,7 @@ def define_attention_op(name: str, kind: int, algorithms: Mapping[str, MapsLoss]
             shape = _kernels(kind, algorithm).saved_shape(L, x.shape, a_t[0].shape, cu_seqlens.shape[0] - 1)
             saved = x.new_empty(shape, dtype=torch.float32)
             return saved.new_empty(()), saved, saved.new_empty(())
-        da, db = (g.new_empty((L, *g.shape)) for g in empty_gradients(x, b_s[0], with_grads))
+        da, db = (empty_gradients(y, L, with_grads) for y in (x, b_s[0]))
         return da.new_empty(()), da, db
 
     @torch.library.custom_op(f"fastdistill::{name}_backward", mutates_args=())

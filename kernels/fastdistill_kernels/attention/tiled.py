@@ -25,7 +25,7 @@ Scores are ``(maps, rows, n)``, whole rows, and may be overwritten; without grad
 MapsLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, float, bool], tuple[Tensor, Tensor, Tensor]]
 """``(a_s, b_s, a_t, b_t, scale_s, scale_t, with_grads) -> (sum of losses, d sum / d a_s, d sum / d b_s)``.
 
-Operands are ``(maps, n, d)``; without gradients the other two values are not read.
+Operands are ``(maps, n, d)`` in their own dtypes; without gradients the other two values are not read.
 """
 
 
@@ -35,8 +35,9 @@ def by_tiles(tile: Tile) -> MapsLoss:
     def maps_loss(
         a_s: Tensor, b_s: Tensor, a_t: Tensor, b_t: Tensor, scale_s: float, scale_t: float, with_grads: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        a_s, b_s, a_t, b_t = in_single(a_s, b_s, a_t, b_t)
         loss, da_s, db_s = a_s.new_zeros(()), torch.zeros_like(a_s), torch.zeros_like(b_s)
-        for maps, rows in _tiles(len(a_s), a_s.shape[1]):
+        for maps, rows in tiles(len(a_s), a_s.shape[1]):
             scores_s = _scores(a_s[maps, rows], b_s[maps], scale_s)
             scores_t = _scores(a_t[maps, rows], b_t[maps], scale_t)
             tile_loss, d_scores = tile(scores_s, scores_t, with_grads)
@@ -59,41 +60,37 @@ def mean_over_maps(
     scale_s: float,
     scale_t: float,
     num_entries: int,
-    with_grads: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of `maps_loss` over all maps ``scale * a . b``, divided by `num_entries`, with its gradients.
+    gradients: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """The sum of `maps_loss` over all maps ``scale * a . b``, divided by `num_entries`; fills in its gradients.
 
     Shapes:
-        a_s, b_s ``(T, heads, d_s)``; a_t, b_t ``(T, heads, d_t)``; `lengths` sum to T.
-
-    Returns:
-        loss ``()``, da_s and db_s ``(T, heads, d_s)``, float32 at least; da_s and db_s empty without `with_grads`.
+        a_s, b_s ``(T, heads, d_s)``; a_t, b_t ``(T, heads, d_t)``; `lengths` sum to T; `gradients` as a_s and b_s,
+        float32 at least, like the result ``()``.
     """
-    da_s, db_s = empty_gradients(a_s, b_s, with_grads)
-    loss = da_s.new_zeros(())
+    dtype = torch.promote_types(a_s.dtype, torch.float32)
+    loss = a_s.new_zeros((), dtype=dtype)
     stop = 0
     with torch.autocast(a_s.device.type, enabled=False):
         for n, count in ((n, len(list(run))) for n, run in groupby(lengths) if n > 0):
             start, stop = stop, stop + n * count
-            run = (_by_sequence(x[start:stop], count) for x in (a_s, b_s, a_t, b_t))
-            q_s, k_s, q_t, k_t = (x.to(loss.dtype).flatten(0, 1) for x in run)
-            run_loss, *gradients = maps_loss(q_s, k_s, q_t, k_t, scale_s, scale_t, with_grads)
+            q_s, k_s, q_t, k_t = (_by_sequence(x[start:stop], count).flatten(0, 1) for x in (a_s, b_s, a_t, b_t))
+            run_loss, *by_map = maps_loss(q_s, k_s, q_t, k_t, scale_s, scale_t, gradients is not None)
             loss += run_loss
-            if with_grads:
-                for packed, by_map in zip((da_s, db_s), gradients, strict=True):
-                    by_sequence = by_map.view(count, -1, *by_map.shape[1:])
-                    torch.div(by_sequence, num_entries, out=_by_sequence(packed[start:stop], count))
-    return loss / num_entries, da_s, db_s
+            for packed, found in zip(gradients or (), by_map, strict=False):
+                _by_sequence(packed[start:stop], count).copy_(found.view(count, -1, *found.shape[1:]))
+    for packed in gradients or ():
+        packed.div_(num_entries)
+    return loss / num_entries
 
 
-def empty_gradients(a_s: Tensor, b_s: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
-    """Room for da_s and db_s, of no elements where no gradient is wanted.
+def empty_gradients(x: Tensor, num_layers: int, with_grads: bool) -> Tensor:
+    """Room ``(L, T, heads, d)`` for the gradients of x of L layers, of no elements where none are wanted.
 
     They are float32 at least: in float16 a gradient would vanish before the loss scale reaches it.
     """
-    dtype = torch.promote_types(a_s.dtype, torch.float32)
-    shape = a_s.shape if with_grads else torch.Size([0])
-    return a_s.new_empty(shape, dtype=dtype), b_s.new_empty(shape, dtype=dtype)
+    shape = (num_layers, *x.shape) if with_grads else (0,)
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _by_sequence(packed: Tensor, count: int) -> Tensor:
@@ -101,7 +98,12 @@ def _by_sequence(packed: Tensor, count: int) -> Tensor:
     return packed.view(count, -1, *packed.shape[1:]).transpose(1, 2)
 
 
-def _tiles(num_maps: int, n: int) -> Iterator[tuple[slice, slice]]:
+def in_single(*operands: Tensor) -> list[Tensor]:
+    """All as float32, or as what they are if that is more."""
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in operands]
+
+
+def tiles(num_maps: int, n: int) -> Iterator[tuple[slice, slice]]:
     """Cut ``(num_maps, n, n)`` scores into tiles of at most `TILE_ELEMENTS`: several maps, or some rows of one."""
     maps_per_tile = max(1, TILE_ELEMENTS // n**2)
     rows_per_tile = max(1, TILE_ELEMENTS // n)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..attention.op import SCORE_MSE, attention_loss, define_attention_op
 from ..attention.packed import Layers, as_layers
-from ..attention.tiled import by_tiles
+from ..attention.tiled import MapsLoss, by_tiles
 from ..device import runs_in_triton
-from .gram import gram, gram_pays
+from .joined import differences, gram, gram_pays
 
 
 def attention_score_mse(
@@ -78,7 +79,10 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
 def _auto(
     q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, with_grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = gram if gram_pays(q_s.shape[1], q_s.shape[2], q_t.shape[2]) else _by_tiles
+    n, d_s, d_t = q_s.shape[1], q_s.shape[2], q_t.shape[2]
+    in_bf16 = {q_s.dtype, q_t.dtype} == {torch.bfloat16} and scale_t != 0
+    pays = gram_pays(n / 2 if in_bf16 else n, d_s, d_t)
+    chosen: MapsLoss = gram if pays else differences if in_bf16 and n >= 64 else _by_tiles
     return chosen(q_s, k_s, q_t, k_t, scale_s, scale_t, with_grads)
 
 

@@ -86,7 +86,7 @@ def _sum_of_distances(p: Tensor, t: Tensor, distance: str) -> Tensor:
     dtype = torch.promote_types(p.dtype, torch.float32)
     p, t = p.to(dtype), t.to(dtype)
     if distance == "squared":
-        return (p - t).square().sum()
+        return F.mse_loss(p, t, reduction="sum")
     length_p, length_t = (x.norm(dim=-1, keepdim=True) for x in (p, t))
     p, t = (x / torch.where(n > 0, n, 1.0) for x, n in ((p, length_p), (t, length_t)))
     return (p - t).square().sum() if distance == "normalized" else (1 - (p * t).sum(-1)).sum()
