@@ -169,29 +169,30 @@ class Step:
 
     def update(self, learning_rate: float) -> Tensor:
         """Clip the gradients, move the weights, and return the norm that the gradients had, on the device."""
-        touched = self._lay_out()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        sparse = [p for p in self.parameters if p.grad is not None and p.grad.is_sparse]
+        for p in sparse:
+            p.grad = p.grad.coalesce()
+        gradients = [p.grad.values() if p.grad.is_sparse else p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        rows = [self._lay_out(p) for p in sparse]
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for table, rows in touched:
-            table.index_fill_(0, rows, 0.0)
+        for p, touched in zip(sparse, rows, strict=True):
+            self.tables[p].index_fill_(0, touched, 0.0)
         return norm
 
-    def _lay_out(self) -> list[tuple[Tensor, Tensor]]:
-        """Give sparse gradients, those of the few embeddings that a batch has, the form that the optimiser wants.
+    def _lay_out(self, p: nn.Parameter) -> Tensor:
+        """Give a sparse gradient, of the few embeddings that a batch has, the form that the optimiser wants.
 
-        Each is laid out in a table of zeros that is kept from step to step, for to make a new one of 30,522 rows takes
-        longer than all else that an embedding's gradient needs. Returns the tables and the rows that were written.
+        It is laid out in a table of zeros that is kept from step to step, for to make a new one of 30,522 rows takes
+        longer than all else that an embedding's gradient needs. Returns the rows that were written.
         """
-        touched = []
-        for p in self.parameters:
-            if p.grad is not None and p.grad.is_sparse:
-                gradient = p.grad.coalesce()
-                (rows,) = gradient.indices()
-                if p not in self.tables:
-                    self.tables[p] = torch.zeros_like(p)
-                p.grad = self.tables[p].index_copy_(0, rows, gradient.values())
-                touched.append((p.grad, rows))
-        return touched
+        assert p.grad is not None
+        (rows,) = p.grad.indices()
+        if p not in self.tables:
+            self.tables[p] = torch.zeros_like(p)
+        p.grad = self.tables[p].index_copy_(0, rows, p.grad.values())
+        return rows
