@@ -218,8 +218,8 @@ class Runner:
                 tokens_per_batch=loader.tokens_per_batch, epochs=epochs, verify=self.recipe.verify_cache,
                 say=lambda text: self.log.say(f"{name}: {text}"),
             )  # fmt: skip
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not lacks_memory(error):
+        except (OSError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, OSError) and not lacks_memory(error):
                 raise
             self.log.say(f"{name}: no teacher cache ({error}); the teacher runs beside the student")
             return live

@@ -65,9 +65,12 @@ def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
 
 
-def lacks_memory(error: RuntimeError) -> bool:
+LACKING = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def lacks_memory(error: Exception) -> bool:
     """Whether it was raised because memory ran out, on the GPU or the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in LACKING)
 
 
 class Step:
@@ -124,7 +127,7 @@ class Step:
         while True:
             try:
                 return work()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not lacks_memory(error):
                     raise
             self._halve(batches)  # out here, where nothing holds on to the tensors of the failed pass

@@ -29,7 +29,8 @@ from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.teacher import Live
 
 FORMAT_VERSION = 1
-TOKENS_PER_SHARD = 1 << 14
+TOKENS_PER_SHARD = 1 << 14  # at least
+MOST_SHARDS = 2000  # each is mapped, once for each tap, and Linux allows a process some 65,000 maps
 KINDS = ("hidden", "q", "k", "v")
 ANSWER = "answer"  # the one tensor of a file
 TOLERANCE = 0.05  # relative error of answers in bf16 that were computed in batches of other shapes
@@ -55,7 +56,7 @@ class Cached:
         self.data = data
         self.origin = json.dumps({"format": FORMAT_VERSION, "teacher": live.fingerprint(), "text": data.fingerprint()})
         self.folder = folder / hashlib.sha256(self.origin.encode()).hexdigest()[:32]
-        shard_of = data.offsets[:-1] // TOKENS_PER_SHARD
+        shard_of = data.offsets[:-1] // max(TOKENS_PER_SHARD, -(-int(data.offsets[-1]) // MOST_SHARDS))
         self.bounds = [0, *(np.flatnonzero(np.diff(shard_of)) + 1).tolist(), len(data)]  # of shards, in sequences
         self.answers: dict[tuple[int, str], Tensor] = {}  # memory-mapped
         self.scaling = math.nan

@@ -106,6 +106,8 @@ ALL = Losses(attention=1.0, hidden=0.5, embedding=2.0, relation=0.3, relation_he
 LACKING = [
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError("Unable to allocate 9 bytes"),
 ]
 
 
@@ -141,7 +143,7 @@ def give_out(monkeypatch: pytest.MonkeyPatch, ours: step.Step, most: int, error:
     monkeypatch.setattr(ours, "forward", limited)
 
 
-@pytest.mark.parametrize("error", LACKING, ids=["gpu", "cpu"])
+@pytest.mark.parametrize("error", LACKING, ids=["gpu", "cpu", "cublas", "numpy"])
 @pytest.mark.parametrize("normalize", ["tokens", "padded"])
 def test_a_step_that_lacks_memory_has_the_same_outcome_in_pieces(
     world: Path, monkeypatch: pytest.MonkeyPatch, normalize: Literal["tokens", "padded"], error: RuntimeError

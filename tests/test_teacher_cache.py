@@ -205,6 +205,14 @@ def test_estimate_is_said_before_the_rest_is_made(live: Live, tmp_path: Path, mo
     assert float(what.split("about ")[1].split(" MiB")[0]) == pytest.approx(size / 2**20, abs=1)
 
 
+def test_a_long_text_has_larger_shards_and_not_more(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(Cached(tmp_path, live, text()).bounds) - 1 > 3
+    monkeypatch.setattr(teacher_cache, "MOST_SHARDS", 3)
+    assert len(Cached(tmp_path, live, text()).bounds) - 1 == 3
+
+
 def test_numbers_beyond_float16_stay_float32(folder: Path, tmp_path: Path) -> None:
     encoder = Encoder.load(folder, head="finetuned")
     with torch.no_grad():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,15 @@ def pack(encoder: Encoder) -> None:
                     setattr(module, gelus[0], nn.Identity())
 
 
+def stack(encoder: Encoder) -> nn.ModuleList | None:
+    """The layers, where each has a module of its own and the output of the last one is the model's."""
+    layout = find_layout(encoder.model.base_model.state_dict())
+    if layout is None or not encoder.packs:
+        return None
+    found = encoder.model.base_model.get_submodule(layout.layer.partition(".{}")[0])
+    return found if isinstance(found, nn.ModuleList) and len(found) == encoder.num_hidden_layers else None
+
+
 class Live(nn.Module):
     """An encoder that only teaches: always in eval mode, without gradients, its parameters frozen in place.
 
@@ -61,6 +72,7 @@ class Live(nn.Module):
             parameter.data = parameter.data.to(dtype)
         if self.device.type == "cpu" and dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             pack(encoder)
+        self.layers = (stack(encoder),)  # in a tuple, that they are not counted twice
         self.eval()
 
     def train(self, mode: bool = True) -> Live:
@@ -82,9 +94,24 @@ class Live(nn.Module):
             digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    @contextmanager
+    def as_deep_as(self, taps: Taps) -> Iterator[None]:
+        """Without the layers above the last one that `taps` ask for, for the length of a with statement."""
+        (layers,) = self.layers
+        above: list[nn.Module] = []
+        if layers is not None and not taps.logits:
+            deepest = max(taps.hidden | taps.attention | {1})
+            above = list(layers[deepest:])
+            del layers[deepest:]
+        try:
+            yield
+        finally:
+            if layers is not None:
+                layers.extend(above)
+
     # not inference_mode: what the teacher returns is saved for the student's backward pass
     @torch.no_grad()
     def forward(self, batch: Batch, taps: Taps) -> Captured:
         """What the teacher knows of the batch; see `Encoder.forward`."""
-        with torch.autocast(batch.input_ids.device.type, enabled=False):  # it has its dtype already
+        with torch.autocast(batch.input_ids.device.type, enabled=False), self.as_deep_as(taps):  # it has its dtype
             return self.encoder(batch, taps)

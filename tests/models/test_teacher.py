@@ -6,7 +6,7 @@ import pytest
 import torch
 from encoders import CAPTURED, make_batch, tiny_encoder
 
-from fastdistill.models.capture import Taps
+from fastdistill.models.capture import Recorder, Taps
 from fastdistill.models.teacher import Live, Packed
 
 TAPS = Taps(hidden=frozenset({3}), q=frozenset({1}), logits=True)
@@ -73,6 +73,32 @@ def test_every_linear_layer_is_packed_and_the_exact_gelu_of_an_ffn_taken_with_it
 ) -> None:
     packed = [m for m in Live(tiny_encoder(family, head=True), torch.bfloat16).modules() if type(m) is Packed]
     assert (len(packed), sum(m.epilogue[0] == "gelu" for m in packed)) == (linear, activated)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert", "modernbert"])
+def test_layers_that_nobody_asks_for_do_not_run(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, teacher, seen = make_batch([9, 4]), Live(tiny_encoder(family)), []
+    expected = teacher.encoder(batch, Taps(hidden=frozenset({0, 2, 3}), q=frozenset({1, 3})))
+    record = Recorder.record
+    monkeypatch.setattr(Recorder, "record", lambda self, *x: seen.append(self) or record(self, *x))
+    for taps, layers in (
+        (Taps(hidden=frozenset({0, 2}), q=frozenset({1})), 2),
+        (Taps(hidden=frozenset({0})), 1),
+        (Taps(q=frozenset({1})), 1),
+        (Taps(hidden=frozenset({0, 3}), q=frozenset({1, 3})), 3),
+    ):
+        seen.clear()
+        got = teacher(batch, taps)
+        assert len(seen) == (layers if family in ("bert", "distilbert") else 3)
+        assert (got.hidden.keys(), got.q.keys()) == (taps.hidden, taps.q)
+        for found, known in ((got.hidden, expected.hidden), (got.q, expected.q)):
+            for layer in found:
+                assert torch.equal(found[layer], known[layer])
+    with pytest.raises(ValueError, match="layer 4 is asked for"):
+        teacher(batch, Taps(hidden=frozenset({4})))
+    seen.clear()
+    teacher.encoder(batch, Taps())
+    assert len(seen) == 3
 
 
 def test_rotary_frequencies_keep_their_digits() -> None:
