@@ -7,14 +7,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
+from fastdistill.checkpoint import publish_file
 from fastdistill.data.packing import Sequences
 from fastdistill.data.source import Source, from_files, from_hub, local_files, suffix
 from fastdistill.data.tokenise import check_tokenizer, cut_documents
@@ -22,6 +24,8 @@ from fastdistill.recipe import Corpus
 
 # Part of the cache key: raise it whenever the files below change their meaning.
 FORMAT_VERSION = 1
+PROGRESS = "progress.json"
+BATCHES_BETWEEN_SAVES = 100  # of documents, while text is tokenised
 
 
 def load_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache_dir: str | Path) -> Sequences:
@@ -75,39 +79,65 @@ def _key(source: Source, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _build(folder: Path, source: Source, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write beside the final name and rename last, so that an interrupted build is never taken for a whole one."""
+    """Write under another name and rename last, so that an unfinished build is never taken for a whole one.
+
+    A build that was interrupted is gone on with. Of several processes one builds, and the others wait for it.
+    """
+    unfinished = folder.with_name(f"unfinished-{folder.name}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as scratch:
-        unfinished = Path(scratch) / "corpus"
-        unfinished.mkdir()
-        _write(unfinished, source, corpus, tokenizer)
-        if folder.exists() and _read(folder) is None:
-            shutil.rmtree(folder)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if _read(folder) is None:  # otherwise another process built the same corpus first
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if _read(folder) is None:
+            unfinished.mkdir(exist_ok=True)
+            try:
+                _write(unfinished, source, corpus, tokenizer)
+            except ValueError:  # about the text, which will be another one when it is mended
+                shutil.rmtree(unfinished)
                 raise
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
 
 
 def _write(folder: Path, source: Source, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> None:
     dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
-    counts = {"documents": 0, "sequences": 0, "tokens": 0, "skipped": 0}
-    with (folder / "tokens.bin").open("wb") as tokens, (folder / "offsets.bin").open("wb") as offsets:
-        np.zeros(1, np.int64).tofile(offsets)
-        for documents, skipped in _documents(source, corpus.text):
+    done, counts = _progress(folder, dtype)
+    with (folder / "tokens.bin").open("ab") as tokens, (folder / "offsets.bin").open("ab") as offsets:
+        tokens.truncate(counts["tokens"] * dtype.itemsize)
+        offsets.truncate((counts["sequences"] + 1) * 8 if done else 0)
+        if not done:
+            offsets.write(np.zeros(1, np.int64).tobytes())
+        for number, (documents, skipped) in enumerate(_documents(source, corpus.text), start=1):
+            if number <= done:
+                continue
             pieces = cut_documents(tokenizer, documents, corpus.max_length)
             ends = counts["tokens"] + np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-            ends.tofile(offsets)
-            np.fromiter(chain.from_iterable(pieces), dtype).tofile(tokens)
+            offsets.write(ends.tobytes())
+            tokens.write(np.fromiter(chain.from_iterable(pieces), dtype).tobytes())
             counts["documents"] += len(documents)
             counts["sequences"] += len(pieces)
             counts["tokens"] = int(ends[-1]) if pieces else counts["tokens"]
             counts["skipped"] += skipped
+            if number % BATCHES_BETWEEN_SAVES == 0:
+                for file in (tokens, offsets):
+                    file.flush()
+                    os.fsync(file.fileno())
+                publish_file(folder / PROGRESS, partial(Path.write_text, data=json.dumps([number, counts])))
     if counts["documents"] == 0:
         raise ValueError(f"{source.where} has no text: all {counts['skipped']} documents are blank")
     index = {"version": FORMAT_VERSION, "source": source.where, "dtype": dtype.name, "counts": counts}
     (folder / "index.json").write_text(json.dumps(index, indent=1))
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _progress(folder: Path, dtype: np.dtype[Any]) -> tuple[int, dict[str, int]]:
+    """How many batches of documents an interrupted build has safely written, and what they held."""
+    try:
+        done, counts = json.loads((folder / PROGRESS).read_text())
+        sizes = {"tokens.bin": counts["tokens"] * dtype.itemsize, "offsets.bin": (counts["sequences"] + 1) * 8}
+        if all((folder / name).stat().st_size >= size for name, size in sizes.items()):
+            return done, counts
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    return 0, {"documents": 0, "sequences": 0, "tokens": 0, "skipped": 0}
 
 
 def _documents(source: Source, column: str) -> Iterator[tuple[list[str], int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -53,8 +54,13 @@ def unpack(sequences: Sequences) -> list[list[int]]:
 
 
 def cached_folder(cache: Path) -> Path:
-    (folder,) = (cache / "corpus").iterdir()
+    (folder,) = visible(cache)
     return folder
+
+
+def visible(cache: Path) -> list[Path]:
+    """What lies in the cache, but for the locks of processes that build."""
+    return [path for path in (cache / "corpus").iterdir() if not path.name.startswith(".")]
 
 
 def test_long_documents_are_cut_and_nothing_is_lost(
@@ -123,18 +129,40 @@ def test_a_torn_cache_is_rebuilt(
     assert tokenised == [3, 3]
 
 
-def test_an_interrupted_build_leaves_nothing(
-    text_file: Path, cache: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", [None, "tokens.bin", "progress.json"])
+def test_an_interrupted_build_is_gone_on_with(
+    damage: str | None,
+    text_file: Path,
+    cache: Path,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    """From the last save, two documents before the end; from the start where a file is torn."""
+    expected = load_corpus(Corpus(path=str(text_file)), tokenizer, tmp_path / "another")
+    monkeypatch.setattr(source_module, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(corpus_module, "BATCHES_BETWEEN_SAVES", 2)
+    original, seen = corpus_module.cut_documents, []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "cut_documents", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            load_corpus(Corpus(path=str(text_file)), tokenizer, cache)
-    assert list((cache / "corpus").iterdir()) == []
-    assert load_corpus(Corpus(path=str(text_file)), tokenizer, cache).counts["documents"] == 3
+    def cut(tokenizer: PreTrainedTokenizerFast, documents: list[str], max_length: int) -> list[list[int]]:
+        seen.append(documents)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return original(tokenizer, documents, max_length)
+
+    monkeypatch.setattr(corpus_module, "cut_documents", cut)
+    with pytest.raises(KeyboardInterrupt):
+        load_corpus(Corpus(path=str(text_file)), tokenizer, cache)
+    assert cached_folder(cache).name.startswith("unfinished-")
+    with (cached_folder(cache) / "tokens.bin").open("ab") as file:
+        file.write(b"half a batch")
+    if damage is not None:
+        (cached_folder(cache) / damage).write_text("[")
+    got = load_corpus(Corpus(path=str(text_file)), tokenizer, cache)
+    assert seen[5:] == ([["a b c"], [], ["the film was good"], []] if damage else []) + [seen[4]]
+    assert unpack(got) == unpack(expected)
+    assert got.counts == expected.counts
+    assert sorted(path.name for path in cached_folder(cache).iterdir()) == ["index.json", "offsets.bin", "tokens.bin"]
 
 
 def test_a_build_is_under_another_name_until_it_is_whole(
@@ -144,7 +172,7 @@ def test_a_build_is_under_another_name_until_it_is_whole(
     original = corpus_module.cut_documents
 
     def look(*arguments: object) -> list[list[int]]:
-        seen.extend(path.name for path in (cache / "corpus").iterdir())
+        seen.append(cached_folder(cache).name)
         return original(*arguments)
 
     monkeypatch.setattr(corpus_module, "cut_documents", look)
@@ -153,19 +181,27 @@ def test_a_build_is_under_another_name_until_it_is_whole(
     assert not cached_folder(cache).name.startswith("unfinished-")
 
 
-def test_another_process_may_have_built_it_first(
-    text_file: Path, cache: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+def test_of_two_builders_one_waits_for_the_other(
+    text_file: Path,
+    cache: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    tokenised: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = corpus_module._write
+    original, second = corpus_module._write, ThreadPoolExecutor(1)
+    started: list[Future[Sequences]] = []
 
-    def slower_than_the_other(*arguments: object) -> None:
+    def with_another(*arguments: object) -> None:
+        corpus = Corpus(path=str(text_file))
+        started.append(second.submit(load_corpus, corpus, copy.deepcopy(tokenizer), cache))
+        with pytest.raises(TimeoutError):
+            started[0].result(0.5)
         original(*arguments)
-        monkeypatch.setattr(corpus_module, "_write", original)
-        load_corpus(Corpus(path=str(text_file)), tokenizer, cache)
 
-    monkeypatch.setattr(corpus_module, "_write", slower_than_the_other)
-    assert load_corpus(Corpus(path=str(text_file)), tokenizer, cache).counts["documents"] == 3
-    assert len(list((cache / "corpus").iterdir())) == 1
+    monkeypatch.setattr(corpus_module, "_write", with_another)
+    first = load_corpus(Corpus(path=str(text_file)), tokenizer, cache)
+    assert unpack(started[0].result(10)) == unpack(first)
+    assert tokenised == [3]
 
 
 def test_hub_data_sets_are_known_by_their_commit(
@@ -218,7 +254,7 @@ def test_text_of_blanks_alone_is_an_error(tmp_path: Path, cache: Path, tokenizer
     blank.write_text("\n  \n\t\n")
     with pytest.raises(ValueError, match=r"blank\.txt has no text: all 3 documents are blank"):
         load_corpus(Corpus(path=str(blank)), tokenizer, cache)
-    assert list((cache / "corpus").iterdir()) == []
+    assert visible(cache) == []
 
 
 def test_missing_text_is_skipped_but_other_things_are_not_text(
