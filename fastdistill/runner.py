@@ -61,6 +61,7 @@ def run(
     with space.lock():
         open_workspace(space, recipe, inputs.fingerprint, overwrite=overwrite, from_stage=from_stage)
         with Log(space.log) as log:
+            log.say(runtime.describe(recipe.precision))
             for part, counts in inputs.data_counts().items():
                 log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
             return Runner(recipe, inputs, space, log, runtime).run()

@@ -33,7 +33,7 @@ class Runtime:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Runtime:
-        """Resolve what the recipe left to the hardware.
+        """Resolve what the recipe left to the hardware; a GPU that only emulates bf16 computes in fp32.
 
         Raises:
             ValueError: the GPU asked for is not there.
@@ -41,9 +41,20 @@ class Runtime:
         name = recipe.device if recipe.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is cuda, but torch sees no GPU: use --device cpu or auto")
-        bf16 = torch.cuda.is_bf16_supported() if name == "cuda" else _cpu_has_bf16()
-        chosen = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if bf16 else torch.float32}
-        return cls(torch.device(name), chosen[recipe.precision], recipe.logging_steps, recipe.save_steps)
+        on_gpu = name == "cuda"
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
+        wanted = recipe.precision == "bf16" and not on_gpu or recipe.precision != "fp32" and bf16
+        dtype = torch.bfloat16 if wanted else torch.float32
+        return cls(torch.device(name), dtype, recipe.logging_steps, recipe.save_steps)
+
+    def describe(self, precision: str) -> str:
+        """Where and in which precision a run computes that asked for `precision`."""
+        on_gpu = self.device.type == "cuda"
+        where = (
+            f"GPU {torch.cuda.get_device_name(self.device)}" if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+        )
+        lacking = self.dtype == torch.float32 and precision != "fp32"
+        return f"{where}: {'fp32, for it has no bf16' if lacking else str(self.dtype).removeprefix('torch.')}"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products in the run's precision; weights, norms and losses stay in fp32."""

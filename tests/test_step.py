@@ -34,7 +34,9 @@ def test_weight_decay_spares_biases_and_norms() -> None:
 def test_runtime_follows_the_recipe(world: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(world, tmp_path)
     assert Runtime.of(replace(recipe, device="cpu", precision="bf16")).dtype == torch.bfloat16
-    assert Runtime.of(replace(recipe, device="cpu", precision="fp32")).dtype == torch.float32
+    fp32 = Runtime.of(replace(recipe, device="cpu", precision="fp32"))
+    assert fp32.dtype == torch.float32
+    assert fp32.describe("fp32") == f"CPU, {torch.get_num_threads()} threads: float32"
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -43,6 +45,20 @@ def test_precision_is_that_of_the_hardware(
 ) -> None:
     monkeypatch.setattr(step, "_cpu_has_bf16", lambda: has)
     assert Runtime.of(replace(tiny_recipe(world, tmp_path), device="cpu", precision="auto")).dtype == dtype
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+@pytest.mark.parametrize("has", [True, False])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32_and_says_so(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool, precision: Literal["auto", "bf16"]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    runtime = Runtime.of(replace(tiny_recipe(world, tmp_path), device="auto", precision=precision))
+    assert runtime.device.type == "cuda"
+    assert runtime.dtype == (torch.bfloat16 if has else torch.float32)
+    assert runtime.describe(precision) == f"GPU Tesla T4: {'bfloat16' if has else 'fp32, for it has no bf16'}"
 
 
 def test_autocast_multiplies_in_bf16_and_keeps_the_weights() -> None:
