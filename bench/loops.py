@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, BertModel
+from torch.nn import functional as F
+from transformers import AttentionInterface, BertForSequenceClassification, BertModel, PreTrainedModel
 
 from bench.workload import Workload
 from fastdistill.batch import Batch
@@ -55,26 +57,33 @@ def attention_scores(
 AttentionInterface.register(SCORES, attention_scores)
 
 
-class WithScores(nn.Module):
-    """A padded BERT that returns all hidden states and all raw scores."""
+Output = tuple[tuple[Tensor, ...], list[Tensor], Tensor | None]
 
-    def __init__(self, model: BertModel) -> None:
+
+class WithScores(nn.Module):
+    """A padded BERT that returns all hidden states, all raw scores, and logits where it has a head."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Output:
         scores: list[Tensor] = []
         additive = torch.where(mask[:, None, None, :], 0.0, torch.finfo(torch.float32).min)
-        hidden = self.model(input_ids, attention_mask=additive, output_hidden_states=True, scores=scores).hidden_states
-        return hidden, scores
+        output = self.model(input_ids, attention_mask=additive, output_hidden_states=True, scores=scores)
+        return output.hidden_states, scores, getattr(output, "logits", None)
 
 
-def models(work: Workload, attention: str) -> tuple[BertModel, BertModel]:
+def models(work: Workload, attention: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Teacher and student with the same random weights in every loop."""
-    made = []
+    made: list[PreTrainedModel] = []
     for seed, name in enumerate((work.teacher, work.student)):
         torch.manual_seed(seed)
-        made.append(BertModel._from_config(work.config(name), attn_implementation=attention, add_pooling_layer=False))
+        config = work.config(name)
+        if work.soft:
+            made.append(BertForSequenceClassification._from_config(config, attn_implementation=attention))
+        else:
+            made.append(BertModel._from_config(config, attn_implementation=attention, add_pooling_layer=False))
     return made[0].eval(), made[1].train()
 
 
@@ -104,12 +113,18 @@ def masked_mse(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 def latent(work: Workload, project: nn.Linear, student: Any, teacher: Any, mask: Tensor) -> dict[str, Tensor]:
-    """TinyBERT's losses of padded models, a sum over mapped layers."""
-    (hidden_s, scores_s), (hidden_t, scores_t) = student, teacher
+    """TinyBERT's losses of padded models, a sum over mapped layers; with heads, soft cross-entropy beside them."""
+    (hidden_s, scores_s, logits_s), (hidden_t, scores_t, logits_t) = student, teacher
     pairs = work.layer_map
     attention = [masked_mse(scores_s[m - 1], scores_t[n - 1], mask) for m, n in pairs]
     hidden = [masked_mse(project(hidden_s[m]), hidden_t[n], mask) for m, n in ((0, 0), *pairs)]
-    return {"attention": torch.stack(attention).sum(), "hidden": torch.stack(hidden[1:]).sum(), "embedding": hidden[0]}
+    soft = {} if logits_s is None else {"soft": F.cross_entropy(logits_s.float(), logits_t.float().softmax(-1))}
+    return {
+        "attention": torch.stack(attention).sum(),
+        "hidden": torch.stack(hidden[1:]).sum(),
+        "embedding": hidden[0],
+        **soft,
+    }
 
 
 def published(
@@ -166,8 +181,10 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
             {"layer_S": m, "layer_T": n, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": way}
         )
 
-    def adaptor(batch: tuple[Tensor, Tensor], output: tuple[tuple[Tensor, ...], list[Tensor]]) -> dict[str, Any]:
-        return {"hidden": output[0], "attention": output[1], "inputs_mask": batch[1].long()}
+    def adaptor(batch: tuple[Tensor, Tensor], output: Output) -> dict[str, Any]:
+        hidden, scores, logits = output
+        found = {"hidden": hidden, "attention": scores, "inputs_mask": batch[1].long()}
+        return found if logits is None else found | {"logits": (logits,)}
 
     class Logged(GeneralDistiller):  # type: ignore[misc,unused-ignore]
         def write_loss(
@@ -185,7 +202,9 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
 
     with TemporaryDirectory() as folder:
         training = TrainingConfig(device=runtime.device, output_dir=folder, log_dir=folder, ckpt_steps=10**9)
-        distillation = DistillationConfig(kd_loss_weight=0, hard_label_weight=0, intermediate_matches=matches)
+        distillation = DistillationConfig(
+            temperature=1, kd_loss_weight=int(work.soft), hard_label_weight=0, intermediate_matches=matches
+        )
         distiller = Logged(training, distillation, teacher, student, adaptor, adaptor)
         optimizer = make_optimizer(OPTIM, student)
         with distiller:
@@ -195,7 +214,8 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
 def our_step(work: Workload, runtime: Runtime, cache: tuple[Path, Sequences] | None = None) -> Step:
     """The engine's step on the same models; with a teacher that answers from files where there is a folder for them."""
     teacher, student = (Encoder(model) for model in models(work, ATTENTION))
-    objective = Objective(LATENT, work.layer_map, student, teacher)
+    losses = replace(LATENT, soft=float(work.soft))
+    objective = Objective(losses, work.layer_map, student, teacher)
     shared = objective.projections["shared"]
     assert isinstance(shared, nn.Linear)
     shared.load_state_dict(projection(work).state_dict())
@@ -206,7 +226,7 @@ def our_step(work: Workload, runtime: Runtime, cache: tuple[Path, Sequences] | N
             cache[0], live, cache[1], objective.teacher_taps,
             tokens_per_batch=4096, epochs=2, verify=0, say=lambda _: None,
         )  # fmt: skip
-    stage = Stage(losses=LATENT, optim=OPTIM)
+    stage = Stage(losses=losses, optim=OPTIM)
     return Step(student.to(runtime.device).train(), taught_by, objective.to(runtime.device), stage, runtime)
 
 

@@ -100,7 +100,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(attempt(name, work, limit_gib, torch.device(kind))))
         return
     device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
-    work = Workload(options.teacher, options.student, "wiki", options.length, True, options.batch_size, options.data)
+    work = Workload(
+        options.teacher, options.student, "wiki", options.length, True, options.batch_size, data=options.data
+    )
     names = loops.chosen(options.loops, work)
     results = []
     for axis, start, most in (

@@ -1,7 +1,7 @@
 """Measure whole distillation steps: published loops and ours, one process after the other.
 
     python -m bench.step [--gpu | --cpu] [--teacher bert-base] [--student tinybert4] [--text sst2] [--length 64]
-                         [--blocks] [--batch_size 32] [--steps 10] [--loops published,compiled,textbrewer,ours]
+                         [--blocks] [--batch_size 32] [--soft] [--steps 10] [--loops published,compiled,textbrewer,ours]
                          [--data FOLDER] [--out FILE.json]
 
 Real tokens per second (padding does not count), the median step, the most memory the process held, the share of the
@@ -143,6 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=defaults.length, help="most tokens of a sequence")
     parser.add_argument("--blocks", action="store_true", help="sequences of exactly that length")
     parser.add_argument("--batch_size", type=int, default=defaults.batch_size)
+    parser.add_argument("--soft", action="store_true", help="soft labels of two classes beside the latent losses")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts and the tokenizer")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
     parser.add_argument("--loops", default=",".join(loops.LOOPS), help="which, the first being what others are held to")

@@ -73,7 +73,9 @@ def steps() -> str:
                 "|---|---|---:|---:|---:|---:|---:|",
             ]
         how = "blocks of" if work["blocks"] else "own lengths up to"
-        text = f"{work['text']}, {work['batch_size']} x {how} {work['length']}"
+        text = (
+            f"{work['text']}, {work['batch_size']} x {how} {work['length']}{', soft labels' * work.get('soft', False)}"
+        )
         first = measured["results"][0]["tokens_per_s"]
         lines += [
             f"| {text} | {LOOPS[r['loop']]} | {r['tokens_per_s']:,.0f} | {r['tokens_per_s'] / first:.1f}x "

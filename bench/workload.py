@@ -35,6 +35,7 @@ class Workload:
         text: name of `TEXTS`.
         length: most tokens of a sequence, and what padded loops pad to.
         blocks: join the text and cut it into sequences of exactly `length`, instead of one per sentence or paragraph.
+        soft: models with a head of two classes, and soft labels beside the latent losses.
         data: folder of the text and the tokenizer.
     """
 
@@ -44,6 +45,7 @@ class Workload:
     length: int = 64
     blocks: bool = False
     batch_size: int = 32
+    soft: bool = False
     data: Path = DATA
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,12 @@ def losses(work: Workload, sequences: Sequences, loop: loops.Loop, steps: int) -
     return found
 
 
-def test_the_published_loop_and_ours_learn_the_same(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the same batches, in fp32: step after step the same three losses."""
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_published_loop_and_ours_learn_the_same(
+    work: Workload, monkeypatch: pytest.MonkeyPatch, soft: bool
+) -> None:
+    """On the same batches, in fp32: step after step the same losses."""
+    work = replace(work, soft=soft)
 
     def batches(work: Workload, sequences: Sequences) -> object:
         return (collate(sequences, np.arange(4 * n, 4 * n + 4)) for n in range(10))
@@ -81,6 +86,7 @@ def test_the_published_loop_and_ours_learn_the_same(work: Workload, monkeypatch:
     sequences = work.sequences(40)
     expected, ours = (losses(work, sequences, loop, 10) for loop in (loops.published, loops.ours))
     assert len(expected) == len(ours) == 10
+    assert expected[0].keys() == ours[0].keys() == {"attention", "hidden", "embedding"} | ({"soft"} if soft else set())
     for theirs, mine in zip(expected, ours, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert sum(ours[-1].values()) < 0.97 * sum(ours[0].values())
@@ -90,10 +96,12 @@ def test_the_published_loop_and_ours_learn_the_same(work: Workload, monkeypatch:
     assert fast[-1] == pytest.approx(expected[-1], rel=3e-2)
 
 
-def test_textbrewer_takes_as_many_steps(work: Workload) -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_textbrewer_takes_as_many_steps(work: Workload, soft: bool) -> None:
     pytest.importorskip("textbrewer")
-    found = losses(work, work.sequences(40), loops.textbrewer, 5)
+    found = losses(replace(work, soft=soft), work.sequences(40), loops.textbrewer, 5)
     assert len(found) == 5
+    assert ("unweighted_kd_loss" in "".join(found[0])) == soft
     assert sum(found[-1].values()) < sum(found[0].values())
 
 
