@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -19,6 +18,7 @@ from fastdistill.batch import Batch
 # one length each than from random ones; from four chunks they learn as much.
 WINDOW_BATCHES = 64
 CHUNKS = 4
+AHEAD = 64  # sequences among which one is sought that fits into the rest of a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,8 @@ def plan(lengths: np.ndarray, *, tokens_per_batch: int, seed: int, epoch: int) -
     order = shuffled[np.lexsort((lengths[shuffled], window))]
     chunk = np.cumsum(lengths[order]) * CHUNKS // tokens_per_batch
     place = rng.permutation(chunk.max(initial=-1) + 1)
-    return _cut(order[np.argsort(place[chunk], kind="stable")], lengths, tokens_per_batch)
+    batches = _cut(order[np.argsort(place[chunk], kind="stable")], lengths, tokens_per_batch)
+    return [batches[i] for i in rng.permutation(len(batches))]  # for neighbours share a chunk
 
 
 def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
@@ -173,7 +174,8 @@ def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
 def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
     """Cut `order` into runs of at most `tokens_per_batch` tokens.
 
-    Every cut aims at an even share of the tokens that are left, so that no small rest remains at the end.
+    Every cut aims at an even share of the tokens that are left, so that no small rest remains at the end. Where there
+    is room for one more sequence, the longest of the next ones that fits into it comes first.
     """
     if len(order) == 0:
         raise ValueError("there are no sequences to make batches of")
@@ -183,14 +185,21 @@ def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[
             f"a sequence of {longest} tokens does not fit into tokens_per_batch={tokens_per_batch}; "
             f"raise tokens_per_batch to {longest} or more, or lower max_length"
         )
-    ends = np.cumsum(lengths[order]).tolist()
-    cuts, done = [0], 0
-    while done < ends[-1]:
-        left = ends[-1] - done
+    order, ends = order.copy(), np.cumsum(lengths[order])
+    cuts, done, total = [0], 0, int(ends[-1])
+    while done < total:
+        left = total - done
         target = done + left / math.ceil(left / tokens_per_batch)
-        cut = max(bisect_right(ends, target, lo=cuts[-1]), cuts[-1] + 1)
+        cut = max(int(np.searchsorted(ends, target, side="right")), cuts[-1] + 1)
+        room = target - ends[cut - 1]
+        soon = lengths[order[cut : cut + AHEAD]]
+        if (fits := np.flatnonzero(soon <= room)).size:
+            here = slice(cut, cut + fits[soon[fits].argmax()] + 1)
+            order[here] = np.roll(order[here], 1)
+            ends[here] = ends[cut - 1] + np.cumsum(lengths[order[here]])
+            cut += 1
         if cut < len(ends) and ends[cut] - done <= tokens_per_batch and ends[cut] - target < target - ends[cut - 1]:
             cut += 1
         cuts.append(cut)
-        done = ends[cut - 1]
+        done = int(ends[cut - 1])
     return [order[start:end] for start, end in pairwise(cuts)]

@@ -59,7 +59,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(0, 0) == first
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
     assert len({tuple(o) for o in orders}) == 9
-    assert order(0, 0)[:6] == [40, 32, 387, 497, 168, 106], "the order is part of what a seed promises"
+    assert order(0, 0)[:6] == [104, 77, 203, 189, 50, 250], "the order is part of what a seed promises"
 
 
 def test_batches_are_full_and_of_a_few_lengths() -> None:
