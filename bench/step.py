@@ -28,6 +28,7 @@ from bench.workload import DATA, SHAPES, Workload
 from fastdistill.step import Runtime
 
 WARM_UP = 3  # steps, which compile whatever is to be compiled
+POOL = 128  # batches of text, from which our loader draws as from a whole corpus; the others take them in order
 Result = dict[str, Any]
 
 
@@ -47,7 +48,7 @@ def flops_per_token(work: Workload, cached: bool = False) -> float:
 def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
     """One loop in this process."""
     work.check()
-    sequences = work.sequences((steps + WARM_UP + 1) * work.batch_size)
+    sequences = work.sequences((steps + WARM_UP + 1) * work.batch_size, most=POOL * work.batch_size)
     tokens: list[int] = []
     drawn: list[int] = []
     moments: list[float] = []

@@ -80,8 +80,8 @@ class Workload:
         small, large = SHAPES[self.student][0], SHAPES[self.teacher][0]
         return tuple((m, m * large // small) for m in range(1, small + 1))
 
-    def sequences(self, count: int) -> Sequences:
-        """The first `count` sequences of the text."""
+    def sequences(self, count: int, most: int = 0) -> Sequences:
+        """The first `count` sequences of the text; or, where it has them, the first `most`."""
         tokenizer = AutoTokenizer.from_pretrained(self.data / TOKENIZER)
         cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
         place, column = TEXTS[self.text]
@@ -100,9 +100,9 @@ class Workload:
                         rest = rest[body:]
                 elif ids:
                     pieces.append([cls, *ids[:body], sep])
-            if len(pieces) >= count:
+            if len(pieces) >= max(count, most):
                 break
         if len(pieces) < count:
             raise ValueError(f"{path} holds {len(pieces)} sequences, {count} are needed: fewer --steps")
-        pieces = pieces[:count]
+        pieces = pieces[: max(count, most)]
         return Sequences(np.concatenate(pieces), np.cumsum([0, *map(len, pieces)]))

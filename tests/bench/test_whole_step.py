@@ -53,6 +53,8 @@ def test_blocks_are_full(work: Workload) -> None:
 def test_too_few_sequences_are_refused(work: Workload) -> None:
     with pytest.raises(ValueError, match="holds 40 sequences, 41 are needed: fewer --steps"):
         work.sequences(41)
+    assert len(work.sequences(7, most=30)) == 30
+    assert len(work.sequences(7, most=50)) == 40
 
 
 def test_padded_batches_hold_the_sequences(work: Workload) -> None:
