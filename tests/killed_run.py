@@ -3,7 +3,7 @@
     python -m tests.killed_run WORLD OUT MOMENT COUNT [resume | overwrite | tad]
 
 Moments: step (before the COUNT-th optimiser step of all), write (at the COUNT-th file flushed while something is
-written), rename (right after the COUNT-th folder got another name), report (at its loss curves), none. What OUT holds
+written), stage (the same, of tsd's folder), rename (right after the COUNT-th folder got another name), report (at its loss curves), none. What OUT holds
 is resumed, overwritten, or run again from stage tad on.
 """
 
@@ -42,6 +42,10 @@ if __name__ == "__main__":
         torch.optim.AdamW.step = kill_at(count, torch.optim.AdamW.step, after=False)  # type: ignore[method-assign]
     if moment == "write":
         checkpoint._flush = kill_at(count, checkpoint._flush, after=False)
+    if moment == "stage":
+        flush = checkpoint._flush
+        last = kill_at(count, flush, after=False)
+        checkpoint._flush = lambda path: (last if path.parent.name == ".tsd.tmp" else flush)(path)
     if moment == "rename":
         Path.rename = kill_at(count, Path.rename, after=True)  # type: ignore[method-assign]
     if moment == "report":

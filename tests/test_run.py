@@ -79,7 +79,9 @@ def test_terms_are_reported_as_they_were_logged_and_the_latent_ones_fall(done: P
     for stage in stages:
         steps = {r["step"]: r["losses"] for r in log if r["stage"] == stage["name"] and r["event"] == "step"}
         assert stage["losses"] == {term: [steps[3][term], steps[6][term]] for term in steps[6]}
-    assert all(first > last for first, last in stages[0]["losses"].values())
+    for term in ("attention", "hidden"):  # that of the embeddings moves by no more than the batches differ in
+        first, last = stages[0]["losses"][term]
+        assert last < 0.85 * first
 
 
 def test_control_takes_the_steps_of_the_task_stages_from_the_same_start(done: Path) -> None:
