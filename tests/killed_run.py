@@ -3,8 +3,8 @@
     python -m tests.killed_run WORLD OUT MOMENT COUNT [resume | overwrite | tad]
 
 Moments: step (before the COUNT-th optimiser step of all), write (at the COUNT-th file flushed while something is
-written), stage (the same, of tsd's folder), rename (right after the COUNT-th folder got another name), report (at its loss curves), none. What OUT holds
-is resumed, overwritten, or run again from stage tad on.
+written), stage (the same, of tsd's folder), rename (right after the COUNT-th folder got another name), report (at its
+loss curves), none. What OUT holds is resumed, overwritten, or run again from stage tad on.
 """
 
 import os
