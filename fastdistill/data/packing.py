@@ -18,7 +18,7 @@ from fastdistill.batch import Batch
 # one length each than from random ones; from four chunks they learn as much.
 WINDOW_BATCHES = 64
 CHUNKS = 4
-AHEAD = 64  # sequences among which one is sought that fits into the rest of a batch
+AHEAD = 512  # sequences among which one is sought that makes a batch full
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ def plan(lengths: np.ndarray, *, tokens_per_batch: int, seed: int, epoch: int) -
     order = shuffled[np.lexsort((lengths[shuffled], window))]
     chunk = np.cumsum(lengths[order]) * CHUNKS // tokens_per_batch
     place = rng.permutation(chunk.max(initial=-1) + 1)
-    batches = _cut(order[np.argsort(place[chunk], kind="stable")], lengths, tokens_per_batch)
+    batches = _cut(order[np.argsort(place[chunk], kind="stable")], lengths, tokens_per_batch, AHEAD)
     return [batches[i] for i in rng.permutation(len(batches))]  # for neighbours share a chunk
 
 
@@ -171,11 +171,11 @@ def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
     )
 
 
-def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int, ahead: int = 0) -> list[np.ndarray]:
     """Cut `order` into runs of at most `tokens_per_batch` tokens.
 
-    Every cut aims at an even share of the tokens that are left, so that no small rest remains at the end. Where there
-    is room for one more sequence, the longest of the next ones that fits into it comes first.
+    Every cut aims at an even share of the tokens that are left, so that no small rest remains at the end. To meet it,
+    one of the `ahead` next sequences joins the batch, or takes the place of one that waits in its stead.
     """
     if len(order) == 0:
         raise ValueError("there are no sequences to make batches of")
@@ -185,19 +185,23 @@ def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[
             f"a sequence of {longest} tokens does not fit into tokens_per_batch={tokens_per_batch}; "
             f"raise tokens_per_batch to {longest} or more, or lower max_length"
         )
-    order, ends = order.copy(), np.cumsum(lengths[order])
+    order, lengths = order.copy(), lengths[order]
+    ends = np.cumsum(lengths)
     cuts, done, total = [0], 0, int(ends[-1])
     while done < total:
         left = total - done
-        target = done + left / math.ceil(left / tokens_per_batch)
-        cut = max(int(np.searchsorted(ends, target, side="right")), cuts[-1] + 1)
-        room = target - ends[cut - 1]
-        soon = lengths[order[cut : cut + AHEAD]]
-        if (fits := np.flatnonzero(soon <= room)).size:
-            here = slice(cut, cut + fits[soon[fits].argmax()] + 1)
-            order[here] = np.roll(order[here], 1)
-            ends[here] = ends[cut - 1] + np.cumsum(lengths[order[here]])
-            cut += 1
+        target = done - (-left // -(-left // tokens_per_batch))
+        start, cut = cuts[-1], max(int(np.searchsorted(ends, target, side="right")), cuts[-1] + 1)
+        soon, room = lengths[cut : cut + ahead], target - ends[cut - 1]
+        if len(soon) and room > 0:
+            longer = soon - np.append(0, lengths[start:cut])[:, None]  # than nothing, than each of the batch
+            out, into = np.unravel_index(np.where(longer <= room, longer, 0).argmax(), longer.shape)
+            if longer[out, into] in range(1, room + 1):
+                here, there = (cut if out == 0 else start + out - 1), cut + into
+                cut += out == 0
+                for x in (order, lengths):
+                    x[[here, there]] = x[[there, here]]
+                ends[start : there + 1] = done + np.cumsum(lengths[start : there + 1])
         if cut < len(ends) and ends[cut] - done <= tokens_per_batch and ends[cut] - target < target - ends[cut - 1]:
             cut += 1
         cuts.append(cut)

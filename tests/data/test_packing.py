@@ -59,7 +59,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(0, 0) == first
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
     assert len({tuple(o) for o in orders}) == 9
-    assert order(0, 0)[:6] == [104, 77, 203, 189, 50, 250], "the order is part of what a seed promises"
+    assert order(0, 0)[:6] == [388, 124, 194, 155, 84, 226], "the order is part of what a seed promises"
 
 
 def test_batches_are_full_and_of_a_few_lengths() -> None:
@@ -67,7 +67,8 @@ def test_batches_are_full_and_of_a_few_lengths() -> None:
     batches = plan(lengths, tokens_per_batch=budget, seed=0, epoch=0)
     totals = np.array([lengths[batch].sum() for batch in batches])
     assert totals.min() >= budget / 2, "a small rest is left over"
-    assert len(batches) <= 1.05 * lengths.sum() / budget
+    assert len(batches) <= 1.005 * lengths.sum() / budget + 1
+    assert len(np.unique(totals)) <= 5, "batches of many sizes cost a preparation, or a compilation, each"
     distinct = np.mean([len(np.unique(lengths[batch])) for batch in batches])
     at_random = np.mean([len(np.unique(part)) for part in np.array_split(lengths, len(batches))])
     assert 3 < distinct < at_random / 2, f"{distinct} lengths in a batch, {at_random} at random"

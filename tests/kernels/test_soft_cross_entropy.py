@@ -140,7 +140,6 @@ def test_a_graph_can_be_walked_again_with_other_weights(expected: tuple[float, f
     assert torch.equal(gradients[0], first)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted")
 @pytest.mark.parametrize(("expected", "again"), [(x, x != EXPECTED[0]) for x in EXPECTED])
 def test_the_gradient_is_made_with_the_loss_if_what_arrives_was_expected(
     expected: tuple[float, float], again: bool
@@ -155,7 +154,6 @@ def test_the_gradient_is_made_with_the_loss_if_what_arrives_was_expected(
     assert torch.equal(*gradients) is not again
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="PyTorch's own derivative on a CPU")
 def test_second_derivative_is_refused() -> None:
     z_s, z_t = torch.randn(6, 9, requires_grad=True), torch.randn(6, 9)
     soft, _ = soft_cross_entropy(z_s, z_t)

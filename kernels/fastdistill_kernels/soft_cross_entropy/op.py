@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..device import runs_in_triton
-from .masked import weighted_means
+from . import chunked
 
 
 def soft_cross_entropy(
@@ -45,8 +45,8 @@ def soft_cross_entropy(
         rows: ``(R,)`` int64, the rows (of all leading dimensions as one) that take part, each once; default all.
         row_weights: ``(...)``, constant weights of the rows in both means, which are divided by the weights' sum.
         num_classes: classes that are real, where logits are padded to other widths; default the width of both.
-        expected_gradients: the weights that soft and hard will have in what is differentiated. On a GPU the forward
-            pass makes the gradient for these; if backward brings others it is made a second time, so a wrong
+        expected_gradients: the weights that soft and hard will have in what is differentiated. The forward pass
+            makes the gradient for these; if backward brings others it is made a second time, so a wrong
             expectation costs time and changes nothing.
 
     Returns:
@@ -69,11 +69,18 @@ def soft_cross_entropy(
     )
     inputs = (z_s, z_t, labels, rows, row_weights, classes, ignore_index)
     numbers = [float(x) for x in (temperature, temperature_t, factor, *expected_gradients)]
-    if not runs_in_triton(z_s):
-        return weighted_means(*inputs, temperature, temperature_t, factor, form == "kl")
     with_gradient = torch.is_grad_enabled() and z_s.requires_grad
     soft, hard, *_ = _forward(*inputs, numbers, form == "kl", with_gradient)
     return soft, hard
+
+
+def _program(z_s: Tensor, classes: int, ignore_index: int, numbers: Sequence[float]) -> Any:
+    """What computes: Triton kernels, or plain PyTorch."""
+    if runs_in_triton(z_s):
+        from .kernel import SoftLabels
+
+        return SoftLabels(classes, ignore_index, *numbers)
+    return chunked.SoftLabels(classes, ignore_index, *numbers)
 
 
 @torch.library.custom_op("fastdistill::soft_cross_entropy", mutates_args=())
@@ -90,10 +97,8 @@ def _forward(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """soft, hard, the expected gradient, and stats ``(4 or 5, R)`` and inverse ``()``, which may correct it."""
-    from .kernel import SoftLabels
-
     with torch.cuda.device_of(z_s):
-        return SoftLabels(classes, ignore_index, *numbers).forward(
+        return _program(z_s, classes, ignore_index, numbers).forward(
             z_s, z_t, labels, rows, row_weights, kl, with_gradient
         )
 
@@ -105,7 +110,8 @@ def _(
     *_, with_gradient = rest
     num_rows = z_s.shape[0] if rows is None else rows.shape[0]
     stats = z_s.new_empty((4 if labels is None else 5, num_rows), dtype=torch.float32)
-    soft, hard, inverse = (stats.new_empty(()) for _ in range(3))
+    dtype = torch.promote_types(z_s.dtype, torch.float32)
+    soft, hard, inverse = (z_s.new_empty((), dtype=dtype) for _ in range(3))
     return soft, hard, z_s.new_empty(z_s.shape if with_gradient else (0,)), stats, inverse
 
 
@@ -125,11 +131,9 @@ def _backward(
     numbers: Sequence[float],
 ) -> Tensor:
     """The gradient for the student's logits."""
-    from .kernel import SoftLabels
-
     saved = (z_s, z_t, labels, rows, row_weights, stats, inverse)
     with torch.cuda.device_of(z_s):
-        return SoftLabels(classes, ignore_index, *numbers).backward(None, d_soft, d_hard, *saved)
+        return _program(z_s, classes, ignore_index, numbers).backward(None, d_soft, d_hard, *saved)
 
 
 @_backward.register_fake
@@ -154,11 +158,9 @@ def _correct(
     numbers: Sequence[float],
 ) -> None:
     """Write `gradient` anew unless d_soft and d_hard are what it was made for."""
-    from .kernel import SoftLabels
-
     saved = (z_s, z_t, labels, rows, row_weights, stats, inverse)
     with torch.cuda.device_of(z_s):
-        SoftLabels(classes, ignore_index, *numbers).backward(gradient, d_soft, d_hard, *saved)
+        _program(z_s, classes, ignore_index, numbers).backward(gradient, d_soft, d_hard, *saved)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
