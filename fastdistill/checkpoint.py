@@ -67,7 +67,7 @@ class Progress:
     """How far a stage has come; the scalars of a checkpoint.
 
     `log_offset` is the length in bytes of the log when the checkpoint was written; what a killed run logged after it
-    is cut. `most_tokens` is what memory has been found to have room for.
+    is cut. `most_tokens` is what memory has been found to have room for, with activations kept or computed again.
     """
 
     step: int = 0
@@ -76,6 +76,7 @@ class Progress:
     best_score: float | None = None
     log_offset: int = 0
     most_tokens: float = math.inf
+    recomputes: bool = False
 
 
 @dataclass

@@ -111,6 +111,8 @@ def train(
         log.forget(name)
     progress, meter = state.progress, Meter()
     step.most_tokens = progress.most_tokens
+    if progress.recomputes:
+        step.recompute()
     accumulate = stage.gradient_accumulation_steps
     drawn = (batch for _, batch in loader.batches(start=progress.step * accumulate))
     batches = ahead(drawn, runtime.device)
@@ -120,7 +122,8 @@ def train(
 
     if progress.step == 0:
         _, first = next(loader.batches())
-        with torch.random.fork_rng():  # the guard must not move the dropout of what follows
+        with torch.random.fork_rng():  # neither may move the dropout of what follows
+            step.make_room(first)
             step.with_room(
                 [first], lambda: check_alive(lambda: step.forward(first.split(step.most_tokens)[0])[1], student)
             )
@@ -159,7 +162,8 @@ def train(
         if (save or last) and not all(p.isfinite().all() for p in step.parameters):
             raise FloatingPointError(_not_finite(name, progress.step, "weights are", "not finite"))
         if save:
-            progress.log_offset, progress.most_tokens = log.offset, step.most_tokens
+            progress.log_offset = log.offset
+            progress.most_tokens, progress.recomputes = step.most_tokens, step.recomputes
             checkpoints.save(state)
         clock += time.perf_counter() - paused
     log.end_stage()

@@ -25,12 +25,13 @@ from fastdistill.inputs import Inputs, load_inputs
 from fastdistill.log import Log
 from fastdistill.loop import train
 from fastdistill.losses.objective import Objective
+from fastdistill.memory import lacks_memory
 from fastdistill.models.encoder import Encoder, Head
 from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_map
 from fastdistill.models.pretrained import quiet
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Recipe, Stage
-from fastdistill.step import Runtime, lacks_memory
+from fastdistill.step import Runtime
 from fastdistill.teacher_cache import Cached, cached
 from fastdistill.workspace import Workspace, check_workspace, open_workspace
 

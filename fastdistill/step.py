@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastdistill.batch import Batch
 from fastdistill.losses.objective import Objective
+from fastdistill.memory import bytes_kept, free_bytes, lacks_memory
 from fastdistill.models.capture import Captured
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
@@ -76,12 +77,8 @@ def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.learning_rate, fused=True)
 
 
-LACKING = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def lacks_memory(error: Exception) -> bool:
-    """Whether it was raised because memory ran out, on the GPU or the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in LACKING)
+MEASURED = 1024  # tokens, from whose forward pass it is estimated how many fit into memory
+ROOM = 1.5  # times what that keeps for the backward pass, which needs some more to work in
 
 
 class Step:
@@ -106,6 +103,7 @@ class Step:
     ) -> None:
         self.student, self.teacher, self.objective, self.runtime, self.say = student, teacher, objective, runtime, say
         self.most_tokens: float = math.inf  # that memory has room for, as far as is known
+        self.recomputes = False  # activations inside layers, in the backward pass
         self.max_grad_norm = stage.optim.max_grad_norm or math.inf
         self.optimizer = make_optimizer(stage.optim, student, objective)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -127,6 +125,35 @@ class Step:
             output = self.student(batch, self.objective.student_taps)
             loss, values = self.objective(output, target, batch, whole)
         return loss, values
+
+    def make_room(self, batch: Batch) -> None:
+        """Before the first step: decide to go on in pieces where memory would not suffice for batches like this one.
+
+        Estimated from what a piece keeps for its backward pass. Where a single sequence would not fit, activations
+        inside the student's layers are not kept.
+        """
+        piece = max(batch.split(MEASURED), key=lambda piece: piece.num_tokens)
+        states = 3 * sum(p.nbytes for p in self.parameters)  # gradients and AdamW's two moments
+        room = max(0.0, free_bytes(self.runtime.device) - states)
+        while True:
+            kept = bytes_kept(lambda: self.forward(piece), self.parameters) / piece.num_tokens
+            fits = room / (ROOM * kept)
+            if fits >= batch.max_seqlen or not self.recompute():
+                break
+        if fits < batch.num_tokens:
+            self.most_tokens = max(int(fits), batch.max_seqlen)
+            self.say(
+                f"memory has room for some {fits:,.0f} tokens at once, batches have {batch.num_tokens:,}: "
+                f"going on with {self.most_tokens:,}"
+            )
+
+    def recompute(self) -> bool:
+        """Compute activations inside the student's layers again in the backward pass; whether that is news."""
+        if self.recomputes or not self.student.checkpoint_layers():
+            return False
+        self.recomputes = True
+        self.say("memory has no room for a single sequence: activations are not kept, but computed again")
+        return True
 
     def with_room(self, batches: Sequence[Batch], work: Callable[[], T]) -> T:
         """What `work` returns; where memory does not suffice, it begins again with pieces of half as many tokens.
@@ -174,6 +201,8 @@ class Step:
             torch.cuda.empty_cache()
         pieces = [piece for batch in batches for piece in batch.split(self.most_tokens)]
         largest = max(pieces, key=lambda piece: piece.num_tokens)
+        if largest.num_sequences == 1 and self.recompute():
+            return
         if largest.num_sequences == 1:
             raise ValueError(
                 f"a single sequence of {largest.num_tokens} tokens does not fit into memory: lower max_length"

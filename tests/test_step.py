@@ -16,6 +16,7 @@ from fastdistill import step
 from fastdistill.batch import Batch
 from fastdistill.data.packing import Sequences, collate
 from fastdistill.losses.objective import Objective
+from fastdistill.memory import bytes_kept
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Losses, Optim, Stage
@@ -187,11 +188,52 @@ def test_a_step_that_lacks_memory_has_the_same_outcome_in_pieces(
 
 
 def test_a_sequence_that_does_not_fit_alone_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, _ = whole_step(world, ALL)
+    ours, said = whole_step(world, ALL)
     give_out(monkeypatch, ours, 14, LACKING[0])
     with pytest.raises(ValueError, match="a single sequence of 15 tokens does not fit into memory: lower max_length"):
         ours.backward([collate(text(), np.arange(10))])
     assert all(p.grad is None for p in ours.parameters)
+    assert said[-1] == "memory has no room for a single sequence: activations are not kept, but computed again"
+
+
+def test_pieces_are_chosen_before_memory_runs_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate(text(), np.arange(10))
+    ours, said = whole_step(world, ALL)
+    states = 3 * sum(p.nbytes for p in ours.parameters)
+    needed = states + step.ROOM * bytes_kept(lambda: ours.forward(batch), ours.parameters)
+    monkeypatch.setattr(step, "free_bytes", lambda _: 1.01 * needed)
+    ours.make_room(batch)
+    assert ours.most_tokens == math.inf
+    assert not said
+    monkeypatch.setattr(step, "free_bytes", lambda _: states + 0.5 * (needed - states))
+    ours.make_room(batch)
+    assert ours.most_tokens == 36
+    assert said == ["memory has room for some 36 tokens at once, batches have 72: going on with 36"]
+    assert not ours.recomputes
+
+
+def test_activations_are_computed_again_where_a_single_sequence_would_not_fit(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate(text(), np.arange(10))
+    expected, ours = whole_step(world, ALL)[0], whole_step(world, ALL)[0]
+    for one in (expected, ours):
+        one.student.train()
+    kept = bytes_kept(lambda: ours.forward(batch), ours.parameters)
+    monkeypatch.setattr(step, "free_bytes", lambda _: 0.0)
+    ours.make_room(batch)
+    assert ours.recomputes
+    assert ours.most_tokens == 15
+    assert bytes_kept(lambda: ours.forward(batch), ours.parameters) < 0.7 * kept
+    ours.most_tokens = math.inf
+    torch.manual_seed(0)  # of dropout
+    values = expected.backward([batch])
+    torch.manual_seed(0)
+    for name, value in ours.backward([batch]).items():
+        assert torch.equal(value, values[name]), name
+    for mine, theirs in zip(ours.parameters, expected.parameters, strict=True):
+        if theirs.grad is not None:
+            assert torch.equal(mine.grad.to_dense(), theirs.grad.to_dense())
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,10 +197,10 @@ def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int, ahead: i
             longer = soon - np.append(0, lengths[start:cut])[:, None]  # than nothing, than each of the batch
             out, into = np.unravel_index(np.where(longer <= room, longer, 0).argmax(), longer.shape)
             if longer[out, into] in range(1, room + 1):
-                here, there = (cut if out == 0 else start + out - 1), cut + into
+                here, there = int(cut if out == 0 else start + out - 1), int(cut + into)
                 cut += out == 0
-                for x in (order, lengths):
-                    x[[here, there]] = x[[there, here]]
+                order[[here, there]] = order[[there, here]]
+                lengths[[here, there]] = lengths[[there, here]]
                 ends[start : there + 1] = done + np.cumsum(lengths[start : there + 1])
         if cut < len(ends) and ends[cut] - done <= tokens_per_batch and ends[cut] - target < target - ends[cut - 1]:
             cut += 1

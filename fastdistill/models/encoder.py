@@ -6,17 +6,20 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from fastdistill.batch import Batch
 from fastdistill.models.attention import Bounds
 from fastdistill.models.capture import ATTENTION, Captured, Recorder, Taps
 from fastdistill.models.families import classify, has_known_head, has_token_types, position_offset
+from fastdistill.models.layout import find_layout
 from fastdistill.models.pretrained import load_finetuned, load_headless
 
 Head = Literal["none", "finetuned", "fresh"]
@@ -110,6 +113,24 @@ class Encoder(nn.Module):
             raise ValueError(f"logits are asked for: this {family} was loaded without a classification head")
         self.check_taps(taps)
         return self._packed(batch, taps) if self.packs else self._padded(batch, taps)
+
+    @cached_property
+    def layers(self) -> nn.ModuleList | None:
+        """The layers, where each has a module of its own and the output of the last one is the model's."""
+        layout = find_layout(self.model.base_model.state_dict())
+        if layout is None or not self.packs:
+            return None
+        found = self.model.base_model.get_submodule(layout.layer.partition(".{}")[0])
+        return found if isinstance(found, nn.ModuleList) and len(found) == self.num_hidden_layers else None
+
+    def checkpoint_layers(self) -> bool:
+        """Keep of every layer only what goes in; the rest is computed again for the backward pass.
+
+        Returns whether the family's layers are known.
+        """
+        for layer in self.layers or ():
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        return self.layers is not None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -48,15 +48,6 @@ def pack(encoder: Encoder) -> None:
                     setattr(module, gelus[0], nn.Identity())
 
 
-def stack(encoder: Encoder) -> nn.ModuleList | None:
-    """The layers, where each has a module of its own and the output of the last one is the model's."""
-    layout = find_layout(encoder.model.base_model.state_dict())
-    if layout is None or not encoder.packs:
-        return None
-    found = encoder.model.base_model.get_submodule(layout.layer.partition(".{}")[0])
-    return found if isinstance(found, nn.ModuleList) and len(found) == encoder.num_hidden_layers else None
-
-
 class Live(nn.Module):
     """An encoder that only teaches: always in eval mode, without gradients, its parameters frozen in place.
 
@@ -72,7 +63,6 @@ class Live(nn.Module):
             parameter.data = parameter.data.to(dtype)
         if self.device.type == "cpu" and dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             pack(encoder)
-        self.layers = (stack(encoder),)  # in a tuple, that they are not counted twice
         self.eval()
 
     def train(self, mode: bool = True) -> Live:
@@ -97,7 +87,7 @@ class Live(nn.Module):
     @contextmanager
     def as_deep_as(self, taps: Taps) -> Iterator[None]:
         """Without the layers above the last one that `taps` ask for, for the length of a with statement."""
-        (layers,) = self.layers
+        layers = self.encoder.layers
         above: list[nn.Module] = []
         if layers is not None and not taps.logits:
             deepest = max(taps.hidden | taps.attention | {1})

@@ -1,0 +1,49 @@
+"""What the system and a forward pass say of memory."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdistill import memory
+
+CPU = torch.device("cpu")
+
+
+def test_the_least_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    whole = memory.free_bytes(CPU)
+    assert 0 < whole < math.inf
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(CPU) > 1e6
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("4500000\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 200000\n")
+    assert memory.free_bytes(CPU) == 700_000  # what only caches files is as good as free
+    (tmp_path / "memory.current").write_text("6000000\n")
+    assert memory.free_bytes(CPU) == 0
+
+
+def test_a_limit_of_the_process_counts() -> None:
+    code = (
+        "import resource, torch; from fastdistill.memory import free_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))\n"
+        "before = free_bytes(torch.device('cpu')); held = torch.ones(1 << 28, dtype=torch.uint8)\n"
+        "print(before - free_bytes(torch.device('cpu')), before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    taken, before = map(float, done.stdout.split())
+    assert before < 3 << 30
+    assert taken == pytest.approx(1 << 28, rel=0.02)
+
+
+def test_what_a_forward_pass_keeps() -> None:
+    x, w = torch.randn(8, 4), torch.randn(4, 4, requires_grad=True)
+    assert memory.bytes_kept(lambda: (x @ w).exp().sum(), ()) == x.nbytes + 8 * 4 * 4
+    assert memory.bytes_kept(lambda: ((x @ w) @ w).sum(), (x,)) == w.nbytes + 8 * 4 * 4
+    assert memory.bytes_kept(lambda: ((x @ w) @ w).sum(), (w,)) == x.nbytes + 8 * 4 * 4
