@@ -199,6 +199,8 @@ class Recipe:
         seed: of initialisation, data order, dropout and splits.
         device: where to run; auto takes the GPU when there is one.
         precision: arithmetic of the matrix products; auto takes bf16 where the hardware has it.
+        torch_compile: let torch.compile fuse what stands between the matrix products of teacher and student; meant for
+            GPUs, on a CPU it gains nothing.
         teacher_cache: keep on disk, in cache_dir, what the teacher says of a text that it will see more than once.
         verify_cache: sequences of a cached text of which the teacher is asked again before the stage.
         logging_steps: optimiser steps between two log lines.
@@ -217,6 +219,7 @@ class Recipe:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    torch_compile: bool = False
     teacher_cache: bool = False
     verify_cache: int = 0
     logging_steps: int = 20

@@ -170,6 +170,10 @@ class Runner:
         for module in (student, objective, teacher):
             if module is not None:
                 module.to(self.runtime.device)
+        if self.recipe.torch_compile:
+            for who, encoder in (("student", student), ("teacher", teacher)):
+                if encoder is not None and not encoder.compile_layers():
+                    self.log.say(f"{name}: the {who} is not compiled, for this family's layers are not known")
         data = self.inputs.data(stage)
         loader = Loader(data, stage.tokens_per_batch, seed=seed_of(self.recipe.seed, name))
         steps = stage.steps or -(-loader.num_batches(stage.epochs or 1.0) // stage.gradient_accumulation_steps)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -94,6 +95,7 @@ class Recorder:
                 kept[self.layers_seen] = x
 
 
+@torch.compiler.disable
 def attention(
     module: nn.Module,
     query: Tensor,

@@ -132,6 +132,16 @@ class Encoder(nn.Module):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         return self.layers is not None
 
+    def compile_layers(self) -> bool:
+        """Let torch.compile fuse what stands between the matrix products of a layer; attention stays as it is.
+
+        Sizes may vary, and layers of one shape share a program: there is one for each of training and evaluation.
+        Returns whether the family's layers are known.
+        """
+        for layer in self.layers or ():
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+        return self.layers is not None
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Eval mode for the length of a with statement."""

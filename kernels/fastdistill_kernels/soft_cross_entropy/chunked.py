@@ -44,7 +44,8 @@ class SoftLabels:
     ) -> Tensor:  # fmt: skip
         """The gradient for the student's logits, ``(N, width)``: `out` of `forward` set right, or a new one."""
         soft, hard = (0.0 if d is None else float(d) for d in (d_soft, d_hard))
-        as_expected = soft == self.expected_soft and (hard == self.expected_hard or labels is None)
+        expected = inverse.new_tensor((self.expected_soft, self.expected_hard)).tolist()  # rounded as what arrives
+        as_expected = soft == expected[0] and (hard == expected[1] or labels is None)
         if out is None or not as_expected:
             out = z_s.new_zeros(z_s.shape) if out is None else out
             counted, weights = self._counted(z_s, labels, rows, row_weights)
