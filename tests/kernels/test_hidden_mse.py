@@ -205,7 +205,12 @@ def test_directions_of_small_and_large_states_in_float16(distance: str, size: fl
         ({"h_t": (torch.zeros(21, 8),) * 3, "weight": None}, "pass weight"),
         ({"h_t": (torch.zeros(21, 16),) * 2}, "3 student and 2 teacher layers"),
         ({"weight": (torch.zeros(16, 8),) * 2}, "2 weights for 3 layers"),
-        ({"h_s": (torch.zeros(21, 8), torch.zeros(21, 8), torch.zeros(21, 8).half())}, "all layers must be alike"),
+        (
+            {"h_s": (torch.zeros(21, 8), torch.zeros(21, 8), torch.zeros(21, 8).half())},
+            "float32 and .*float16: all layers must be alike",
+        ),
+        ({"h_t": (torch.zeros(21, 16),) * 2 + (torch.zeros(21, 16).half(),)}, "teacher layers .* must be alike"),
+        ({"h_t": (torch.zeros(21, 16),) * 2 + (torch.zeros(21, 17),)}, r"teacher layers .*\(21, 17\)"),
         ({"h_s": (), "h_t": ()}, "0 student and 0 teacher layers"),
         ({"bias": (torch.zeros(16),) * 3}, "1 weights for 3 layers"),
         ({"h_t": (torch.zeros(21, 8),) * 3, "weight": None, "bias": torch.zeros(8)}, "pass weight"),
