@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,9 +90,10 @@ def test_padded_is_the_mean_over_padded_states(function: Callable[..., Any]) -> 
 
 @both
 @each_distance
-def test_a_projection_for_each_layer(function: Callable[..., Any], distance: str) -> None:
-    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
-    weights, biases = (tuple(inputs[name] * n for n in (1, 2, 3)) for name in ("weight", "bias"))
+@pytest.mark.parametrize("num_layers", [2, 3])
+def test_a_projection_for_each_layer(function: Callable[..., Any], distance: str, num_layers: int) -> None:
+    inputs = SPEC.inputs(replace(SHAPE, layers=num_layers)) | {"distance": distance}
+    weights, biases = (tuple(inputs[name] * (n + 1) for n in range(num_layers)) for name in ("weight", "bias"))
     layers = zip(inputs["h_s"], inputs["h_t"], weights, biases, strict=True)
     expected = torch.stack([function(*layer, distance=distance) for layer in layers]).sum()
     several = {**inputs, "weight": weights, "bias": biases}

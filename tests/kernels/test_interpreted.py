@@ -35,7 +35,11 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-@pytest.mark.parametrize("shape", [RAGGED, Shape((0, 3, 0, 65)), Shape((64,) * 2)], ids=["ragged", "gaps", "full"])
+@pytest.mark.parametrize(
+    "shape",
+    [RAGGED, Shape((0, 3, 0, 65)), Shape((64,) * 2), Shape(()), Shape((0, 0))],
+    ids=["ragged", "gaps", "full", "nothing", "no token"],
+)
 def test_every_output_is_written_whole(spec: Spec, shape: Shape) -> None:
     inputs = spec.inputs(shape)
     expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
@@ -89,10 +93,15 @@ def test_rows_beyond_32_bits(spec: Spec, lengths: tuple[int, ...]) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+def before_nan(x: Tensor) -> Tensor:
+    """The same numbers with NaN behind them in memory."""
+    return torch.cat([x, torch.tensor([torch.nan])])[:-1]
+
+
 def test_sums_over_more_rows_than_a_block() -> None:
     from fastdistill_kernels.soft_cross_entropy import kernel
 
-    N, sums = 5000, torch.rand(2, 5000)
+    N, sums = 5000, before_nan(torch.rand(10000)).view(2, 5000)
     labels = torch.randint(2, (N,))
     inverse, soft, hard = torch.zeros(3).unbind()
     flags = {"HAS_LABELS": True, "HAS_ROWS": False, "HAS_WEIGHTS": False, "BLOCK": 2048}
@@ -105,8 +114,8 @@ def test_sums_over_more_rows_than_a_block() -> None:
 def test_sums_over_more_programs_and_sequences_than_a_block() -> None:
     from fastdistill_kernels.shared.kernel import finish
 
-    partial, lengths = torch.rand(5000), torch.randint(9, (5000,))
-    cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+    partial, lengths = before_nan(torch.rand(5000)), torch.randint(9, (5000,))
+    cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0), torch.tensor([-(10**6)])]).int()[:-1]
     loss, coefficient = torch.zeros(2).unbind()
     finish(partial, cu_seqlens, loss, coefficient, None, heads=3)
     torch.testing.assert_close(coefficient, 1 / (3 * lengths.square().sum()))
