@@ -111,6 +111,16 @@ def test_sums_over_more_rows_than_a_block() -> None:
     torch.testing.assert_close(torch.stack([soft / 4, hard]), sums.sum(1) * inverse)
 
 
+def test_gradient_of_states_ends_with_its_last_row() -> None:
+    from fastdistill_kernels.hidden_mse import kernel
+
+    d_p, weight, memory = torch.randn(1, 3, 7), torch.randn(7, 5), torch.full((16,), torch.nan)
+    tiles = {"M": 16, "N": 16, "K": 16, "L": 1, "SHARED": True, "HAS_WEIGHT": True, "PRECISION": "ieee"}
+    kernel.states_gradient_kernel[(1,)](d_p, (weight,), torch.tensor(2.0), memory, 3, 0.5, D_S=5, D_T=7, **tiles)
+    torch.testing.assert_close(memory[:15], (d_p[0] @ weight).flatten())
+    assert memory[15].isnan()
+
+
 def test_sums_over_more_programs_and_sequences_than_a_block() -> None:
     from fastdistill_kernels.shared.kernel import finish
 
@@ -127,13 +137,17 @@ def gram(**values: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("stretch", [64, 1024])
-def test_gram_agrees_with_the_definition(dtype: torch.dtype, stretch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stretch", "head_dim_t"), [(64, 32), (1024, 32), (1024, 64)])
+def test_gram_agrees_with_the_definition(
+    dtype: torch.dtype, stretch: int, head_dim_t: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where several programs share one Gram matrix."""
     """Where the longest map has several stretches, and where each is one."""
     from fastdistill_kernels.attention_score_mse import kernel
 
     monkeypatch.setattr(kernel, "STRETCH", stretch)
-    inputs = ATTENTION_SCORE_MSE.inputs(Shape((3, 0, 64, 150), heads=2, head_dim_s=26, head_dim_t=32, layers=2), dtype)
+    shape = Shape((3, 0, 64, 150), heads=2, head_dim_s=26, head_dim_t=head_dim_t, layers=2)
+    inputs = ATTENTION_SCORE_MSE.inputs(shape, dtype)
     actual = loss_and_gradients(gram, inputs, ("q_s", "k_s"))
     truth = loss_and_gradients(ATTENTION_SCORE_MSE.reference, in_double(inputs), ("q_s", "k_s"))
     bound = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
