@@ -172,6 +172,13 @@ def test_teacher_receives_no_gradient(spec: Spec, way: str) -> None:
     assert received == set(spec.differentiable)
 
 
+@each_spec
+def test_reference_computes_in_single_at_least(spec: Spec) -> None:
+    inputs = spec.inputs(SMALL, torch.bfloat16)
+    actual, expected = spec.reference(**inputs), spec.reference(**in_double(inputs))
+    torch.testing.assert_close(actual, expected, check_dtype=False, rtol=1e-5, atol=0)
+
+
 MIXED = [
     (torch.float32, torch.float64),
     (torch.float64, torch.float32),
