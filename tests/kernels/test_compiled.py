@@ -30,7 +30,8 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not
 MODULES = (attention, gram, hidden, soft, shared)
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # most bytes a block may have
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES |= {torch.int32: "i32", torch.int64: "i64"}
 
 
 @dataclass
@@ -101,10 +102,17 @@ def tiled_attention(kind: int) -> Callable[..., None]:
 
 
 def both_passes(
-    kernels: Any, dtype: torch.dtype, d_s: int, d_t: int, layers: int, lengths: tuple[int, ...] = (130, 3)
+    kernels: Any,
+    dtype: torch.dtype,
+    d_s: int,
+    d_t: int,
+    layers: int,
+    lengths: tuple[int, ...] = (130, 3),
+    teacher: torch.dtype | None = None,
 ) -> None:
     shape = Shape(lengths, heads=12, head_dim_s=d_s, head_dim_t=d_t)
-    q_s, q_t = (torch.zeros(shape.tokens, 12, d, dtype=dtype) for d in (d_s, d_t))
+    q_s = torch.zeros(shape.tokens, 12, d_s, dtype=dtype)
+    q_t = torch.zeros(shape.tokens, 12, d_t, dtype=teacher or dtype)
     operands = [[x] * layers for x in (q_s, q_s, q_t, q_t)]
     layout = shape.layout(torch.device("cpu")).values()
     loss, *saved = kernels.forward(*operands, *layout, 0.2, 0.1, "tokens")
@@ -194,6 +202,15 @@ def test_wide_heads_fit(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyP
     """Registers may be spilled there, but shared memory suffices."""
     for launch in launches(lambda: CALLS[op](dtype, 96, 192, 1), monkeypatch):
         assert launch.compiled(GPUTarget("cuda", 90, 32)).metadata.shared <= SHARED_MEMORY[90]
+
+
+@pytest.mark.parametrize("op", ["score_mse", "prob_mse", "kl", "gram"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_teacher_in_double_precision(
+    op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for launch in launches(lambda: CALLS[op](dtype, 26, 64, 1, teacher=torch.float64), monkeypatch):
+        check(launch, GPUTarget("cuda", 90, 32), tmp_path)
 
 
 def test_heads_that_fit_nowhere_are_refused() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,9 +90,10 @@ def test_padded_is_the_mean_over_padded_states(function: Callable[..., Any]) -> 
 
 @both
 @each_distance
-def test_a_projection_for_each_layer(function: Callable[..., Any], distance: str) -> None:
-    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
-    weights, biases = (tuple(inputs[name] * n for n in (1, 2, 3)) for name in ("weight", "bias"))
+@pytest.mark.parametrize("num_layers", [2, 3])
+def test_a_projection_for_each_layer(function: Callable[..., Any], distance: str, num_layers: int) -> None:
+    inputs = SPEC.inputs(replace(SHAPE, layers=num_layers)) | {"distance": distance}
+    weights, biases = (tuple(inputs[name] * (n + 1) for n in range(num_layers)) for name in ("weight", "bias"))
     layers = zip(inputs["h_s"], inputs["h_t"], weights, biases, strict=True)
     expected = torch.stack([function(*layer, distance=distance) for layer in layers]).sum()
     several = {**inputs, "weight": weights, "bias": biases}
@@ -205,7 +207,12 @@ def test_directions_of_small_and_large_states_in_float16(distance: str, size: fl
         ({"h_t": (torch.zeros(21, 8),) * 3, "weight": None}, "pass weight"),
         ({"h_t": (torch.zeros(21, 16),) * 2}, "3 student and 2 teacher layers"),
         ({"weight": (torch.zeros(16, 8),) * 2}, "2 weights for 3 layers"),
-        ({"h_s": (torch.zeros(21, 8), torch.zeros(21, 8), torch.zeros(21, 8).half())}, "all layers must be alike"),
+        (
+            {"h_s": (torch.zeros(21, 8), torch.zeros(21, 8), torch.zeros(21, 8).half())},
+            "float32 and .*float16: all layers must be alike",
+        ),
+        ({"h_t": (torch.zeros(21, 16),) * 2 + (torch.zeros(21, 16).half(),)}, "teacher layers .* must be alike"),
+        ({"h_t": (torch.zeros(21, 16),) * 2 + (torch.zeros(21, 17),)}, r"teacher layers .*\(21, 17\)"),
         ({"h_s": (), "h_t": ()}, "0 student and 0 teacher layers"),
         ({"bias": (torch.zeros(16),) * 3}, "1 weights for 3 layers"),
         ({"h_t": (torch.zeros(21, 8),) * 3, "weight": None, "bias": torch.zeros(8)}, "pass weight"),

@@ -35,7 +35,11 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-@pytest.mark.parametrize("shape", [RAGGED, Shape((0, 3, 0, 65)), Shape((64,) * 2)], ids=["ragged", "gaps", "full"])
+@pytest.mark.parametrize(
+    "shape",
+    [RAGGED, Shape((0, 3, 0, 65)), Shape((64,) * 2), Shape(()), Shape((0, 0))],
+    ids=["ragged", "gaps", "full", "nothing", "no token"],
+)
 def test_every_output_is_written_whole(spec: Spec, shape: Shape) -> None:
     inputs = spec.inputs(shape)
     expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
@@ -89,10 +93,15 @@ def test_rows_beyond_32_bits(spec: Spec, lengths: tuple[int, ...]) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+def before_nan(x: Tensor) -> Tensor:
+    """The same numbers with NaN behind them in memory."""
+    return torch.cat([x, torch.tensor([torch.nan])])[:-1]
+
+
 def test_sums_over_more_rows_than_a_block() -> None:
     from fastdistill_kernels.soft_cross_entropy import kernel
 
-    N, sums = 5000, torch.rand(2, 5000)
+    N, sums = 5000, before_nan(torch.rand(10000)).view(2, 5000)
     labels = torch.randint(2, (N,))
     inverse, soft, hard = torch.zeros(3).unbind()
     flags = {"HAS_LABELS": True, "HAS_ROWS": False, "HAS_WEIGHTS": False, "BLOCK": 2048}
@@ -102,11 +111,21 @@ def test_sums_over_more_rows_than_a_block() -> None:
     torch.testing.assert_close(torch.stack([soft / 4, hard]), sums.sum(1) * inverse)
 
 
+def test_gradient_of_states_ends_with_its_last_row() -> None:
+    from fastdistill_kernels.hidden_mse import kernel
+
+    d_p, weight, memory = torch.randn(1, 3, 7), torch.randn(7, 5), torch.full((16,), torch.nan)
+    tiles = {"M": 16, "N": 16, "K": 16, "L": 1, "SHARED": True, "HAS_WEIGHT": True, "PRECISION": "ieee"}
+    kernel.states_gradient_kernel[(1,)](d_p, (weight,), torch.tensor(2.0), memory, 3, 0.5, D_S=5, D_T=7, **tiles)
+    torch.testing.assert_close(memory[:15], (d_p[0] @ weight).flatten())
+    assert memory[15].isnan()
+
+
 def test_sums_over_more_programs_and_sequences_than_a_block() -> None:
     from fastdistill_kernels.shared.kernel import finish
 
-    partial, lengths = torch.rand(5000), torch.randint(9, (5000,))
-    cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+    partial, lengths = before_nan(torch.rand(5000)), torch.randint(9, (5000,))
+    cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0), torch.tensor([-(10**6)])]).int()[:-1]
     loss, coefficient = torch.zeros(2).unbind()
     finish(partial, cu_seqlens, loss, coefficient, None, heads=3)
     torch.testing.assert_close(coefficient, 1 / (3 * lengths.square().sum()))
@@ -118,13 +137,17 @@ def gram(**values: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("stretch", [64, 1024])
-def test_gram_agrees_with_the_definition(dtype: torch.dtype, stretch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stretch", "head_dim_t"), [(64, 32), (1024, 32), (1024, 64)])
+def test_gram_agrees_with_the_definition(
+    dtype: torch.dtype, stretch: int, head_dim_t: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where several programs share one Gram matrix."""
     """Where the longest map has several stretches, and where each is one."""
     from fastdistill_kernels.attention_score_mse import kernel
 
     monkeypatch.setattr(kernel, "STRETCH", stretch)
-    inputs = ATTENTION_SCORE_MSE.inputs(Shape((3, 0, 64, 150), heads=2, head_dim_s=26, head_dim_t=32, layers=2), dtype)
+    shape = Shape((3, 0, 64, 150), heads=2, head_dim_s=26, head_dim_t=head_dim_t, layers=2)
+    inputs = ATTENTION_SCORE_MSE.inputs(shape, dtype)
     actual = loss_and_gradients(gram, inputs, ("q_s", "k_s"))
     truth = loss_and_gradients(ATTENTION_SCORE_MSE.reference, in_double(inputs), ("q_s", "k_s"))
     bound = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]

@@ -17,6 +17,7 @@ from parity import (
     assert_within_twice_eager,
     in_double,
     loss_and_gradients,
+    relative_rms,
 )
 from torch import Tensor
 
@@ -109,6 +110,18 @@ def test_two_runs_are_bitwise_equal(spec: Spec, dtype: torch.dtype) -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+@each_spec
+def test_gradients_are_proportional_to_what_arrives(spec: Spec) -> None:
+    """Whatever its sign; powers of two round nothing."""
+    inputs = spec.inputs(SMALL)
+    leaves = [x.requires_grad_() for name in spec.differentiable for x in tensors(inputs[name])]
+    output = spec.op(**inputs)
+    loss = sum(output) if isinstance(output, tuple) else output
+    once, *others = (torch.autograd.grad(loss, leaves, torch.tensor(x), retain_graph=True) for x in (1.0, -4.0, 0.0))
+    for factor, gradients in zip((-4.0, 0.0), others, strict=True):
+        torch.testing.assert_close(gradients, tuple(factor * x for x in once), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("spec", [*ATTENTION_SPECS, SOFT_CROSS_ENTROPY], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_are_rounded_once(spec: Spec, dtype: torch.dtype) -> None:
@@ -147,15 +160,44 @@ def test_one_token_and_no_token(spec: Spec) -> None:
 
 
 @each_spec
-def test_teacher_receives_no_gradient(spec: Spec) -> None:
+@pytest.mark.parametrize("way", ["op", "reference"])
+def test_teacher_receives_no_gradient(spec: Spec, way: str) -> None:
     inputs = spec.inputs(SMALL)
     for value in inputs.values():
         for x in tensors(value):
             x.requires_grad_()
-    output = spec.op(**inputs)
+    output = getattr(spec, way)(**inputs)
     (sum(output) if isinstance(output, tuple) else output).backward()
     received = {name for name, value in inputs.items() if any(x.grad is not None for x in tensors(value))}
     assert received == set(spec.differentiable)
+
+
+@each_spec
+def test_reference_computes_in_single_at_least(spec: Spec) -> None:
+    inputs = spec.inputs(SMALL, torch.bfloat16)
+    actual, expected = spec.reference(**inputs), spec.reference(**in_double(inputs))
+    torch.testing.assert_close(actual, expected, check_dtype=False, rtol=1e-5, atol=0)
+
+
+MIXED = [
+    (torch.float32, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.bfloat16),
+]
+
+
+@each_spec
+@pytest.mark.parametrize(("student", "teacher"), MIXED, ids=str)
+def test_teacher_of_another_dtype(spec: Spec, student: torch.dtype, teacher: torch.dtype) -> None:
+    """The student's decides how exact the result is."""
+    inputs, others = spec.inputs(SMALL, student), spec.inputs(SMALL, teacher)
+    inputs |= {name: x for name, x in others.items() if name.endswith("_t") or name == "teacher_logits"}
+    actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    truth = loss_and_gradients(spec.reference, in_double(inputs), spec.differentiable)
+    assert actual["loss"].dtype == torch.promote_types(student, torch.float32)
+    bound = 1e-12 if student == torch.float64 else 2 * spec.tolerance[student]
+    assert {name: relative_rms(actual[name], truth[name]) < bound for name in truth} == dict.fromkeys(truth, True)
 
 
 @each_spec

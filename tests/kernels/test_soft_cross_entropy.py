@@ -23,6 +23,8 @@ def test_by_hand(function: Callable[..., Any]) -> None:
     soft, hard = function(student, teacher, temperature=2.0)
     torch.testing.assert_close(soft, torch.tensor(math.log(2)))
     assert hard == 0
+    soft, _ = function(student, teacher, temperature=2.0, scale_by_temperature_squared=True)
+    torch.testing.assert_close(soft, torch.tensor(4 * math.log(2)))
     soft, hard = function(student, teacher, torch.tensor([1]), temperature=2.0, scale_by_temperature_squared=True)
     torch.testing.assert_close(soft, torch.tensor(4 * math.log(2)))
     torch.testing.assert_close(hard, torch.tensor(math.log(2)))
@@ -70,17 +72,26 @@ def test_no_row_that_counts_is_zero(function: Callable[..., Any]) -> None:
     assert not student.grad.any()
 
 
-def test_ignored_rows_may_hold_anything() -> None:
-    student, teacher, labels = torch.randn(3, 4), torch.randn(3, 4), torch.tensor([1, -100, 2])
-    expected = soft_cross_entropy(student, teacher, labels)
-    teacher[1] = math.nan
-    torch.testing.assert_close(soft_cross_entropy(student, teacher, labels), expected)
+without_the_second = pytest.mark.parametrize(
+    "left_out",
+    [{"labels": torch.tensor([1, -100, 2])}, {"row_weights": torch.tensor([0.5, 0.0, 2.0])}],
+    ids=["labels", "weights"],
+)
 
 
-def test_ignored_rows_have_no_gradient_whatever_they_hold() -> None:
-    student, teacher, labels = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.tensor([1, -100, 2])
+@without_the_second
+def test_ignored_rows_may_hold_anything(left_out: dict[str, Any]) -> None:
+    student, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    expected = soft_cross_entropy(student, teacher, **left_out)
+    student[1] = teacher[1] = math.nan
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, **left_out), expected)
+
+
+@without_the_second
+def test_ignored_rows_have_no_gradient_whatever_they_hold(left_out: dict[str, Any]) -> None:
+    student, teacher = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
     teacher[1] = math.nan
-    (gradient,) = torch.autograd.grad(sum(soft_cross_entropy(student, teacher, labels)), student)
+    (gradient,) = torch.autograd.grad(sum(soft_cross_entropy(student, teacher, **left_out)), student)
     assert gradient[[0, 2]].isfinite().all()
     assert not gradient[1].any()
 

@@ -266,6 +266,11 @@ def test_empty_sequences_among_others_change_nothing(spec: Spec) -> None:
             | dict.fromkeys((2, 3), (torch.zeros(35, 3, 8),) * 2),
             r"student layers are \(35, 3, 8\) torch.float32 and \(35, 3, 9\)",
         ),
+        (
+            dict.fromkeys((0, 1), (torch.zeros(35, 3, 8), torch.zeros(35, 3, 8).half()))
+            | dict.fromkeys((2, 3), (torch.zeros(35, 3, 8),) * 2),
+            r"student layers are \(35, 3, 8\) torch.float32 and \(35, 3, 8\) torch.float16",
+        ),
         ({0: torch.zeros(35, 3, 9)}, r"student operands are \(35, 3, 9\)"),
         ({1: torch.zeros(35, 3, 8, dtype=torch.bfloat16)}, "torch.bfloat16"),
         ({2: torch.zeros(34, 3, 16), 3: torch.zeros(34, 3, 16)}, "teacher 34"),
@@ -306,6 +311,16 @@ def test_tokens_of_no_sequence_get_no_gradient(spec: Spec) -> None:
     if spec.name == "attention_kl":  # a mean over all rows that are there
         expected = {name: value * RAGGED.tokens / (RAGGED.tokens + 9) for name, value in expected.items()}
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="refused where the host reads the lengths")
+@each_algorithm
+def test_tokens_without_any_sequence(spec: Spec) -> None:
+    inputs = spec.inputs(RAGGED)
+    for bounds in ([0], [0, 0, 0]):
+        nothing = inputs | {"cu_seqlens": torch.tensor(bounds, dtype=torch.int32), "max_seqlen": 0}
+        for name, value in loss_and_gradients(spec.op, nothing, spec.differentiable).items():
+            assert not value.any(), name  # false for NaN as well as for any value but 0
 
 
 def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:

@@ -301,7 +301,7 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
     pads = [max(16, triton.next_power_of_2(x.shape[-1])) for x in (student, teacher)]
     if max(pads) > 256:
         raise ValueError(f"head size {max(student.shape[-1], teacher.shape[-1])}: at most 256 fit; use more heads")
-    single = torch.float32 in (student.dtype, teacher.dtype)
+    single = max(student.dtype.itemsize, teacher.dtype.itemsize) > 2
     side = min(64, max(16, triton.next_power_of_2(max_seqlen)), (4096 if single else 8192) // max(pads))
     return {
         "BLOCK_DS": pads[0],

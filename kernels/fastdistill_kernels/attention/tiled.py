@@ -99,8 +99,9 @@ def _by_sequence(packed: Tensor, count: int) -> Tensor:
 
 
 def in_single(*operands: Tensor) -> list[Tensor]:
-    """All as float32, or as what they are if that is more."""
-    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in operands]
+    """All in one dtype: float32, or float64 if one of them is."""
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in operands) else torch.float32
+    return [x.to(dtype) for x in operands]
 
 
 def tiles(num_maps: int, n: int) -> Iterator[tuple[slice, slice]]:

@@ -178,8 +178,12 @@ def _check(h_s: list[Tensor], h_t: list[Tensor], weight: list[Tensor], bias: lis
             raise ValueError(
                 f"states are {tuple(x.shape)} and {tuple(y.shape)}: pass (tokens, size), the same tokens on both sides"
             )
-        if (x.shape, x.dtype, y.shape, y.dtype) != (h_s[0].shape, h_s[0].dtype, h_t[0].shape, h_t[0].dtype):
-            raise ValueError(f"layers are {tuple(h_s[0].shape)} and {tuple(x.shape)}: all layers must be alike")
+        for side, first, other in (("student", h_s[0], x), ("teacher", h_t[0], y)):
+            if (first.shape, first.dtype) != (other.shape, other.dtype):
+                raise ValueError(
+                    f"{side} layers are {tuple(first.shape)} {first.dtype} and {tuple(other.shape)} {other.dtype}: all "
+                    "layers must be alike"
+                )
     size_s, size_t = h_s[0].shape[1], h_t[0].shape[1]
     if not weight and (size_s != size_t or bias):
         raise ValueError(f"student size {size_s}, teacher size {size_t}: pass weight ({size_t}, {size_s}), then bias")

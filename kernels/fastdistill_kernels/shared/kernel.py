@@ -33,8 +33,8 @@ def known(number, A: tl.constexpr):
 
 @triton.jit
 def for_product(x):
-    """`x` as ``tl.dot`` may take it."""
-    return x.to(tl.float32) if UPCAST else x
+    """`x` as ``tl.dot`` may take it; float64, which a teacher may have, is float32 from here on."""
+    return x.to(tl.float32) if UPCAST or x.dtype == tl.float64 else x
 
 
 @triton.jit
@@ -98,4 +98,4 @@ def precision(dtype: torch.dtype) -> str:
     """Of the products: fp32 operands as sums of three bf16 numbers, which round like fp32 on tensor cores."""
     if INTERPRETED:
         return "ieee"
-    return "bf16x6" if dtype == torch.float32 else "tf32"
+    return "tf32" if dtype.itemsize == 2 else "bf16x6"
