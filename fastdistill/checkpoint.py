@@ -54,6 +54,17 @@ def publish_file(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(f"{path} could not be written ({error})") from error
 
 
+def sweep(folder: Path) -> None:
+    """Delete what `publish_file` was about to write below `folder` when its process was killed."""
+    for path in folder.rglob(".*.tmp"):
+        try:
+            os.kill(int(path.name.split(".")[-2]), 0)  # asks whether there is such a process, and does nothing to it
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (PermissionError, ValueError):
+            continue
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

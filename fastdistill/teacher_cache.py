@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastdistill.batch import Batch
-from fastdistill.checkpoint import publish_file
+from fastdistill.checkpoint import publish_file, sweep
 from fastdistill.data.packing import Sequences, collate, in_order
 from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.teacher import Live
@@ -99,6 +99,7 @@ class Cached:
         written: list[Path] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)
             publish_file(self.folder / "index.json", lambda path: path.write_text(self.origin))
             for shard, names in lacking:
                 answers = self._ask(live, shard, names, tokens_per_batch)

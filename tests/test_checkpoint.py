@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, publish, weights
+from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, publish, sweep, weights
 
 
 def test_publish_writes_and_replaces(tmp_path: Path) -> None:
@@ -29,6 +32,17 @@ def test_failed_publish_leaves_what_was_there(tmp_path: Path) -> None:
         publish(tmp_path / "a", fail)
     assert (tmp_path / "a" / "f").read_text() == "good"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_was_writing_is_deleted(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (tmp_path / "shard").mkdir()
+    names = ["logits", f".logits.{os.getpid()}.tmp", ".other.tmp", f".logits.{killed.pid}.tmp"]
+    for name in names:
+        (tmp_path / "shard" / name).touch()
+    sweep(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "shard").iterdir()) == sorted(names[:3])
 
 
 def make_state(seed: int) -> TrainingState:
