@@ -19,14 +19,8 @@ from torch import Tensor
 T = TypeVar("T")
 FROM_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LONGEST_WAIT = timedelta(days=7)  # for what rank 0 does alone; the end of a process is noticed at once
-KINDS = (
-    torch.OutOfMemoryError,
-    MemoryError,
-    FloatingPointError,
-    OSError,
-    ValueError,
-    KeyboardInterrupt,
-)  # that are told
+# of errors, as one rank tells them to another; the rest are told as a RuntimeError
+KINDS = (torch.OutOfMemoryError, MemoryError, FloatingPointError, OSError, ValueError, KeyboardInterrupt)
 
 
 class ToldError(Exception):
