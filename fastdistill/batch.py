@@ -24,6 +24,7 @@ class Batch:
         max_seqlen: the longest length, a Python int.
         labels: ``(B,)`` int64 classes or float32 regression targets; None where the text has none.
         indices: ``(B,)`` which sequences of the data these are, on the host; None where they come from no data.
+        seed: of its dropout; None where that goes on with the random numbers that follow.
     """
 
     input_ids: Tensor
@@ -33,6 +34,7 @@ class Batch:
     max_seqlen: int
     labels: Tensor | None = None
     indices: np.ndarray | None = None
+    seed: int | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -92,7 +92,7 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """All that a stage needs to continue exactly: saved and restored as one."""
+    """All that a stage needs to continue exactly: saved and restored as one. Batches bring their own randomness."""
 
     student: nn.Module
     objective: nn.Module
@@ -105,10 +105,7 @@ class TrainingState:
         save_file(weights(self.objective), folder / "objective.safetensors")
         if self.best is not None:
             save_file(self.best, folder / "best.safetensors")
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        torch.save({"optimizer": self.optimizer.state_dict(), "random": random}, folder / "optimizer.pt")
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         (folder / "progress.json").write_text(json.dumps(asdict(self.progress)))
 
     def restore(self, folder: Path) -> None:
@@ -116,11 +113,7 @@ class TrainingState:
         self.objective.load_state_dict(load_file(folder / "objective.safetensors"))
         best = folder / "best.safetensors"
         self.best = load_file(best) if best.exists() else None
-        saved = torch.load(folder / "optimizer.pt", weights_only=True)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["random"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in saved["random"]:
-            torch.cuda.set_rng_state(saved["random"]["cuda"])
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
 
 

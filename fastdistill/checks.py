@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fastdistill import ranks
 from fastdistill.losses.objective import active_weights
 from fastdistill.recipe import Recipe, Stage
 
@@ -83,6 +84,11 @@ def _check_numbers(name: str, stage: Stage) -> None:
     ):
         if not good:
             raise ValueError(f"{name}.{option} is {value}: it must be {bound}")
+    if accumulate % (size := ranks.world_size()):
+        raise ValueError(
+            f"{name}.gradient_accumulation_steps is {accumulate}, which {size} processes cannot share: make it a "
+            f"multiple of {size}, and tokens_per_batch smaller by as much"
+        )
     if stage.epochs is not None and stage.steps is not None:
         raise ValueError(f"{name} has both epochs ({stage.epochs}) and steps ({stage.steps}): give one")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import os
 import re
 import sys
 import traceback
@@ -25,8 +26,9 @@ class Parser(ArgumentParser):
     """jsonargparse's parser, whose errors name the nearest known option in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"error: {message.strip()}{_nearest(message, list(self.get_defaults().keys()))}", file=sys.stderr)
-        print(f"see python -m {self.prog} --help for every option", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {message.strip()}{_nearest(message, list(self.get_defaults().keys()))}", file=sys.stderr)
+            print(f"see python -m {self.prog} --help for every option", file=sys.stderr)
         sys.exit(2)
 
 
@@ -126,17 +128,24 @@ def main(
     spec = sys.modules["__main__"].__spec__
     recipe, config = parse(recipe, argv, spec.name if spec else "fastdistill", description or "")
 
+    from fastdistill import ranks
+
     try:
         from fastdistill.runner import run
 
         logging.captureWarnings(True)
-        recipe = prepare(recipe) if prepare else recipe
-        return run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
+        ranks.join()
+        recipe = ranks.first(lambda: prepare(recipe)) if prepare else recipe
+        report = run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
+        ranks.leave()
+        return report
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, ValueError) and not _raised_here(error):
             raise  # a mistake of ours, not of the input: its traceback is wanted
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error.__cause__, ranks.ToldError):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: continue with --resume", file=sys.stderr)
+        if ranks.rank() == 0:
+            print("interrupted: continue with --resume", file=sys.stderr)
         sys.exit(130)

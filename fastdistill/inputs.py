@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,10 +100,6 @@ def load_inputs(recipe: Recipe) -> Inputs:
             value and the remedy.
         OSError: a file or folder that is not there or cannot be read.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "several processes were started (WORLD_SIZE > 1), but a run uses one: start it without torchrun"
-        )
     stages = _jobs(recipe)
     if not stages.keys() & recipe.stages.keys():
         raise ValueError("every stage is skipped: leave at least one in")

@@ -14,17 +14,18 @@ from rich.table import Column
 
 
 class Log:
-    """Appends records to `path` and shows them.
+    """Appends records to `path` and shows them; without a path it does neither.
 
     Use as a context manager; `stage` opens the display of a stage, `step` reports an interval of it,
     `end_stage` closes it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.console = Console()
+    def __init__(self, path: Path | None) -> None:
+        self.console = Console() if path else Console(quiet=True, force_terminal=False)
         self.path = path
-        self.file = path.open("a", encoding="utf-8")
-        text = path.read_text(encoding="utf-8")
+        kept = path or Path(os.devnull)
+        self.file = kept.open("a", encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if path else ""
         if text and not text.endswith("\n"):  # a killed run left half a line
             self._rewrite(text[: text.rfind("\n") + 1])
         self.live: Progress | None = None
@@ -59,17 +60,20 @@ class Log:
 
     def cut(self, offset: int) -> None:
         """Forget what was logged after `offset`."""
-        self.file.flush()
-        os.truncate(self.path, offset)
-        self.file.seek(0, os.SEEK_END)
+        if self.path:
+            self.file.flush()
+            os.truncate(self.path, offset)
+            self.file.seek(0, os.SEEK_END)
 
     def forget(self, stage: str) -> None:
         """Drop every record of `stage`: it starts anew."""
-        self.file.flush()
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        self._rewrite("".join(line for line in lines if json.loads(line).get("stage") != stage))
+        if self.path:
+            self.file.flush()
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            self._rewrite("".join(line for line in lines if json.loads(line).get("stage") != stage))
 
     def _rewrite(self, text: str) -> None:
+        assert self.path is not None
         self.file.close()
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")

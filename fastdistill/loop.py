@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastdistill import ranks
 from fastdistill.batch import ahead
 from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, weights
 from fastdistill.data.packing import Loader
@@ -49,6 +52,11 @@ def _not_finite(stage: str, step: int, what: str, value: str) -> str:
     )
 
 
+def _check_weights(stage: str, step: int, parameters: Iterable[Tensor]) -> None:
+    if not all(p.isfinite().all() for p in parameters):
+        raise FloatingPointError(_not_finite(stage, step, "weights are", "not finite"))
+
+
 class Meter:
     """Term values of the steps since the last reading; they stay on the device until then."""
 
@@ -76,6 +84,13 @@ class Meter:
         return dict(zip(names, table.double().mean(0).tolist(), strict=True))
 
 
+def _restore(state: TrainingState, found: Path) -> None:
+    try:
+        state.restore(found)
+    except Exception as error:  # whatever a torn file may cause
+        raise ValueError(f"the checkpoint {found} is damaged ({error}): delete it, then --resume") from error
+
+
 def train(
     name: str,
     stage: Stage,
@@ -92,7 +107,8 @@ def train(
 ) -> Progress:
     """Train `student` (and the objective's projections) for `steps` optimiser steps, from the last checkpoint if any.
 
-    Afterwards `student` holds the weights that the stage hands on.
+    Afterwards `student` holds the weights that the stage hands on. Of the batches of a step, rank r of w takes those
+    numbered r, r + w, ...
 
     Raises:
         ValueError: a loss term is dead on the first batch.
@@ -101,11 +117,8 @@ def train(
     """
     step = Step(student, teacher, objective, stage, runtime, lambda text: log.say(f"{name}: {text}"))
     state = TrainingState(student, objective, step.optimizer, Progress())
-    if found := checkpoints.latest():
-        try:
-            state.restore(found)
-        except Exception as error:  # whatever a torn file may cause
-            raise ValueError(f"the checkpoint {found} is damaged ({error}): delete it, then --resume") from error
+    if found := ranks.agree(checkpoints.latest):
+        ranks.first(partial(_restore, state, found))
         log.cut(state.progress.log_offset)
     else:
         log.forget(name)
@@ -114,25 +127,23 @@ def train(
     if progress.recomputes:
         step.recompute()
     accumulate = stage.gradient_accumulation_steps
-    drawn = (batch for _, batch in loader.batches(start=progress.step * accumulate))
-    batches = ahead(drawn, runtime.device)
+    mine = loader.batches(start=progress.step * accumulate + ranks.rank(), stride=ranks.world_size())
+    batches = ahead((batch for _, batch in mine), runtime.device)
     score_at = epoch_ends(loader, steps, accumulate) if validate and stage.keep == "best" else frozenset()
     log.stage(name, steps, progress.step)
     student.train()
 
     if progress.step == 0:
         _, first = next(loader.batches())
-        with torch.random.fork_rng():  # neither may move the dropout of what follows
-            step.make_room(first)
-            step.with_room(
-                [first], lambda: check_alive(lambda: step.forward(first.split(step.most_tokens)[0])[1], student)
-            )
+        step.make_room(first)
+        guard = partial(check_alive, lambda: step.forward(first.split(step.most_tokens)[0])[1], student)
+        ranks.agree(partial(step.with_room, [first], guard))
 
-    clock, logged_seconds, logged_tokens = time.perf_counter() - progress.seconds, progress.seconds, progress.tokens
+    clock, logged_seconds, tokens = time.perf_counter() - progress.seconds, progress.seconds, 0
     while progress.step < steps:
-        now = list(islice(batches, accumulate))
+        now = list(islice(batches, accumulate // ranks.world_size()))
         totals = step.backward(now)
-        progress.tokens += sum(batch.num_tokens for batch in now)
+        tokens += sum(batch.num_tokens for batch in now)
         norm = step.update(learning_rate(stage.optim, progress.step, steps))
         meter.add(totals | {"gradient norm": norm})
         progress.step += 1
@@ -140,11 +151,13 @@ def train(
         last = progress.step == steps
         save = progress.step % runtime.save_steps == 0 and not last
         if last or save or progress.step % runtime.logging_steps == 0:
-            means = meter.read(name, progress.step)
+            means = ranks.first(partial(meter.read, name, progress.step))
             progress.seconds = time.perf_counter() - clock
+            tokens = ranks.total(tokens)
+            progress.tokens += tokens
             log.step(
                 step=progress.step,
-                tokens_per_second=(progress.tokens - logged_tokens) / (progress.seconds - logged_seconds),
+                tokens_per_second=tokens / (progress.seconds - logged_seconds),
                 losses={term: means[term] for term in objective.weights},
                 loss=means["loss"],
                 gradient_norm=means["gradient norm"],
@@ -152,19 +165,19 @@ def train(
                 tokens=progress.tokens,
                 seconds=progress.seconds,
             )
-            logged_seconds, logged_tokens = progress.seconds, progress.tokens
+            logged_seconds, tokens = progress.seconds, 0
         paused = time.perf_counter()
         if validate and progress.step in score_at:
-            score = validate(student)
+            score = ranks.agree(partial(validate, student))
             log.record(event="validation", stage=name, step=progress.step, score=score)
             if progress.best_score is None or score >= progress.best_score:
                 progress.best_score, state.best = score, weights(student)
-        if (save or last) and not all(p.isfinite().all() for p in step.parameters):
-            raise FloatingPointError(_not_finite(name, progress.step, "weights are", "not finite"))
+        if save or last:
+            ranks.agree(partial(_check_weights, name, progress.step, step.parameters))
         if save:
             progress.log_offset = log.offset
             progress.most_tokens, progress.recomputes = step.most_tokens, step.recomputes
-            checkpoints.save(state)
+            ranks.agree(partial(checkpoints.save, state))
         clock += time.perf_counter() - paused
     log.end_stage()
     if state.best is not None:

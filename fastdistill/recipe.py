@@ -162,7 +162,8 @@ class Stage:
         epochs: passes over the data; exclusive with steps.
         steps: optimiser steps; exclusive with epochs.
         tokens_per_batch: most real tokens in a batch.
-        gradient_accumulation_steps: batches per optimiser step.
+        gradient_accumulation_steps: batches per optimiser step; the processes of a run share them, so that it is a
+            multiple of their number.
         optim: optimiser and schedule.
         layer_map: teacher layer for each student layer: uniform, skip, last, or pairs such as "1:3,2:6".
         keep: weights handed on: those of the last step, or of the best epoch on the validation rows.

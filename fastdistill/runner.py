@@ -9,15 +9,17 @@ import dataclasses
 import json
 import shutil
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastdistill import report
-from fastdistill.checkpoint import Checkpoints, publish, weights
+from fastdistill import ranks, report
+from fastdistill.checkpoint import Checkpoints, Progress, publish, weights
 from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
 from fastdistill.evaluate import metric_of, predict, probe, score
@@ -54,18 +56,24 @@ def run(
     """
     quiet()
     recipe = plain(recipe)
-    check_values(recipe)
-    check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage)
-    runtime = Runtime.of(recipe)
-    inputs = load_inputs(recipe)
+    ranks.join()
+    ranks.first(lambda: check_values(recipe))
+    ranks.agree(lambda: check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage))
+    runtime = ranks.first(lambda: Runtime.of(recipe))
+    inputs = ranks.first(lambda: load_inputs(recipe))
     space = Workspace.of(recipe)
-    with space.lock():
-        open_workspace(space, recipe, inputs.fingerprint, overwrite=overwrite, from_stage=from_stage)
-        with Log(space.log) as log:
-            log.say(runtime.describe(recipe.precision))
-            for part, counts in inputs.data_counts().items():
-                log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
-            return Runner(recipe, inputs, space, log, runtime).run()
+    with ExitStack() as held:
+
+        def enter() -> None:
+            held.enter_context(space.lock())
+            open_workspace(space, recipe, inputs.fingerprint, overwrite=overwrite, from_stage=from_stage)
+
+        ranks.agree(enter)
+        log = held.enter_context(Log(space.log if ranks.rank() == 0 else None))
+        log.say(runtime.describe(recipe.precision))
+        for part, counts in inputs.data_counts().items():
+            log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
+        return Runner(recipe, inputs, space, log, runtime).run()
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -75,7 +83,7 @@ def seed_of(seed: int, name: str) -> int:
 
 @dataclass
 class Runner:
-    """The steps of a run; each leaves a folder and is passed over where that folder is there."""
+    """The steps of a run; each leaves a folder, which rank 0 writes, and is passed over where that folder is there."""
 
     recipe: Recipe
     inputs: Inputs
@@ -91,17 +99,21 @@ class Runner:
             if not stage.skip:
                 folder = self.distil(name, stage, start=folder)
         self.train_control()
-        shutil.rmtree(self.space.checkpoints)
-        return report.write(self.recipe, self.inputs, self.space, self.log, folder, self.runtime.device)
+
+        def close() -> report.Report:
+            shutil.rmtree(self.space.checkpoints)
+            return report.write(self.recipe, self.inputs, self.space, self.log, folder, self.runtime.device)
+
+        return ranks.agree(close)
 
     def finetune_teacher(self) -> None:
         """Stage 0: the teacher learns the task, or shows that it already has."""
         stage, task, folder = self.recipe.finetune, self.inputs.task, self.space.teacher
-        if folder.exists() or task is None:
+        if ranks.agree(folder.exists) or task is None:
             return
         if self.recipe.teacher.finetuned is not None:
             teacher = Encoder.load(self.recipe.teacher.finetuned, head="finetuned").to(self.runtime.device)
-            self._publish(folder, None, {}, {"name": "teacher", "score": self._score(teacher)})
+            ranks.agree(lambda: self._publish(folder, None, {}, {"name": "teacher", "score": self._score(teacher)}))
         elif not stage.skip:
             assert self.recipe.teacher.path is not None, "one of the two is named; inputs are checked"
             torch.manual_seed(seed_of(self.recipe.seed, "head"))
@@ -113,14 +125,15 @@ class Runner:
     def make_initial_student(self) -> Path:
         """The student before any training; the control starts from it too."""
         folder = self.space.stage("init")
-        if not folder.exists():
-            self._publish(folder, self.inputs.student, self.inputs.projections, {"name": "init"})
+        if not ranks.agree(folder.exists):
+            student, projections = self.inputs.student, self.inputs.projections
+            ranks.agree(lambda: self._publish(folder, student, projections, {"name": "init"}))
         return folder
 
     def distil(self, name: str, stage: Stage, start: Path) -> Path:
         """One stage, from the student folder `start` to the folder it returns."""
         folder = self.space.stage(name)
-        if not folder.exists():
+        if not ranks.agree(folder.exists):
             student = self._load_student(start, stage)
             path, head = self.inputs.teacher_path(stage, self.space.teacher)
             teacher = Encoder.load(path, head=head) if path else None
@@ -131,7 +144,7 @@ class Runner:
         """The initial student on gold labels alone, for as many steps as the stages on task data took."""
         stage, folder = self.recipe.control, self.space.control
         steps = sum(r["steps"] for r in report.results(self.recipe, self.space) if r["data"] == "task")
-        if folder.exists() or stage.skip or self.inputs.task is None or not steps:
+        if ranks.agree(folder.exists) or stage.skip or self.inputs.task is None or not steps:
             return
         student = self._load_student(self.space.stage("init"), stage)
         self._train("control", dataclasses.replace(stage, steps=steps, epochs=None), student, None, folder)
@@ -184,6 +197,13 @@ class Runner:
             runtime=self.runtime, checkpoints=checkpoints, log=self.log,
             validate=self._validate if student.has_head else None,
         )  # fmt: skip
+        ranks.agree(lambda: self._hand_on(name, stage, student, objective, progress, folder))
+        ranks.agree(checkpoints.clear)
+
+    def _hand_on(
+        self, name: str, stage: Stage, student: Encoder, objective: Objective, progress: Progress, folder: Path
+    ) -> None:
+        """Publish the folder of a job that has been trained, and say how it went."""
         result = {
             "name": name,
             "teacher": stage.teacher,
@@ -198,7 +218,6 @@ class Runner:
             "head": student.has_head,
         }
         self._publish(folder, student, weights(objective), result)
-        checkpoints.clear()
         scored = (
             ""
             if result["score"] is None
@@ -218,12 +237,13 @@ class Runner:
         if not self.recipe.teacher_cache or epochs <= 1:
             return live
         folder = Path(self.recipe.cache_dir).expanduser() / "teacher"
+        ask = partial(
+            cached, folder, live, loader.sequences, objective.teacher_taps,
+            tokens_per_batch=loader.tokens_per_batch, epochs=epochs, verify=self.recipe.verify_cache,
+            say=lambda text: self.log.say(f"{name}: {text}"),
+        )  # fmt: skip
         try:
-            return cached(
-                folder, live, loader.sequences, objective.teacher_taps,
-                tokens_per_batch=loader.tokens_per_batch, epochs=epochs, verify=self.recipe.verify_cache,
-                say=lambda text: self.log.say(f"{name}: {text}"),
-            )  # fmt: skip
+            return ranks.first(ask)
         except (OSError, RuntimeError, MemoryError) as error:
             if not isinstance(error, OSError) and not lacks_memory(error):
                 raise

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastdistill import ranks
 from fastdistill.batch import Batch
 from fastdistill.losses.objective import Objective
 from fastdistill.memory import bytes_kept, free_bytes, lacks_memory
@@ -37,12 +38,14 @@ class Runtime:
         """Resolve what the recipe left to the hardware; a GPU that only emulates bf16 computes in fp32.
 
         Raises:
-            ValueError: the GPU asked for is not there.
+            ValueError: the GPU asked for is not there, or not every rank has one.
         """
         name = recipe.device if recipe.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is cuda, but torch sees no GPU: use --device cpu or auto")
         on_gpu = name == "cuda"
+        if on_gpu:
+            ranks.take_gpu()
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
         wanted = recipe.precision == "bf16" and not on_gpu or recipe.precision != "fp32" and bf16
         dtype = torch.bfloat16 if wanted else torch.float32
@@ -55,7 +58,8 @@ class Runtime:
             f"GPU {torch.cuda.get_device_name(self.device)}" if on_gpu else f"CPU, {torch.get_num_threads()} threads"
         )
         lacking = self.dtype == torch.float32 and precision != "fp32"
-        return f"{where}: {'fp32, for it has no bf16' if lacking else str(self.dtype).removeprefix('torch.')}"
+        times = f"{ranks.world_size()} x " if ranks.world_size() > 1 else ""
+        return f"{times}{where}: {'fp32, for it has no bf16' if lacking else str(self.dtype).removeprefix('torch.')}"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products in the run's precision; weights, norms and losses stay in fp32."""
@@ -161,7 +165,6 @@ class Step:
         Raises:
             ValueError: a single sequence does not fit into memory.
         """
-        random = torch.get_rng_state(), torch.cuda.get_rng_state() if self.runtime.device.type == "cuda" else None
         while True:
             try:
                 return work()
@@ -169,25 +172,27 @@ class Step:
                 if not lacks_memory(error):
                     raise
             self._halve(batches)  # out here, where nothing holds on to the tensors of the failed pass
-            torch.set_rng_state(random[0])
-            if random[1] is not None:
-                torch.cuda.set_rng_state(random[1])
 
     def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Leave the mean gradient of the batches of a step; returns their mean loss and terms, on the device.
 
-        Pieces, where memory lacks (`with_room`), have the outcome of the whole, but for what dropout draws.
+        Every rank gives as many batches and gets the means over those of all ranks. Pieces, where memory lacks
+        (`with_room`), have the outcome of the whole, but for what dropout draws.
 
         Raises:
             ValueError: a single sequence does not fit into memory.
         """
-        return self.with_room(batches, lambda: self._backward(batches))
+        totals = self.with_room(batches, lambda: self._backward(batches))
+        ranks.mean_([*(p.grad for p in self.parameters if p.grad is not None), *totals.values()])
+        return totals
 
     def _backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
         for batch in batches:
             pieces = batch.split(self.most_tokens)
             whole = batch.to(self.runtime.device) if len(pieces) > 1 else None
+            if batch.seed is not None:
+                torch.manual_seed(batch.seed)
             for piece in pieces:
                 loss, values = self.forward(piece, whole)
                 (loss / len(batches)).backward()

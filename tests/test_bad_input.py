@@ -112,16 +112,6 @@ def test_full_disk_keeps_the_last_good_checkpoint(world: Path, tmp_path: Path) -
     assert json.loads((out / "report.json").read_text())["stages"][-1]["name"] == "tsd"
 
 
-def test_several_processes_are_refused(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit) as stop:
-        main(tiny_recipe(world, tmp_path / "out"), "", argv=[])
-    assert stop.value.code == 2
-    assert "torchrun" in capsys.readouterr().err
-
-
 def test_a_mistake_of_ours_is_not_taken_for_bad_input(world: Path, tmp_path: Path) -> None:
     """What a library raises, without a word of ours, keeps its traceback."""
 

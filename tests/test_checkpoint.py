@@ -53,7 +53,7 @@ def make_state(seed: int) -> TrainingState:
 
 
 def step(state: TrainingState) -> None:
-    noise = torch.randn(5, 3)  # draws from the global generator, as dropout does
+    noise = torch.randn(5, 3, generator=torch.Generator().manual_seed(state.progress.step))  # as a batch's dropout
     state.objective(state.student(noise)).square().mean().backward()
     state.optimizer.step()
     state.optimizer.zero_grad()

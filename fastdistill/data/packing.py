@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
 import numpy as np
@@ -77,12 +77,12 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """Batches over consecutive epochs; batch n depends on the sequences, the budget, the seed and n alone.
+    """Batches over consecutive epochs; batch n and its seed depend on the sequences, the budget, the seed and n alone.
 
     Args:
         sequences: what to draw from.
         tokens_per_batch: most tokens in a batch.
-        seed: decides the order.
+        seed: decides the order, and the seeds of the batches.
     """
 
     sequences: Sequences
@@ -105,16 +105,19 @@ class Loader:
         total = sum(len(self.plan(epoch)) for epoch in range(int(whole)))
         return total + (max(1, round(part * len(self.plan(int(whole))))) if part else 0)
 
-    def batches(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """Endless ``(epoch, batch)`` pairs, from batch number `start` counted over all epochs.
+    def batches(self, start: int = 0, stride: int = 1) -> Iterator[tuple[int, Batch]]:
+        """Endless ``(epoch, batch)`` pairs: batches `start`, `start + stride`, ..., counted over all epochs.
 
-        Batch numbers before `start` are planned but not read, so that a run resumes exactly and at once.
+        The others are planned but not read, so that a run resumes exactly and at once.
         """
+        before = 0  # batches of the epochs before
         for epoch in count():
             batches = self.plan(epoch)
-            for indices in batches[start:]:
-                yield epoch, collate(self.sequences, indices)
-            start = max(0, start - len(batches))
+            for number in range(start, before + len(batches), stride):
+                seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0])
+                yield epoch, replace(collate(self.sequences, batches[number - before]), seed=seed)
+                start = number + stride
+            before += len(batches)
 
 
 def in_order(sequences: Sequences, tokens_per_batch: int) -> Iterator[Batch]:

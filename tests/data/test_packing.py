@@ -123,14 +123,16 @@ def test_labels_keep_their_kind() -> None:
 
 
 @few
-@given(st.integers(0, 40))
-def test_a_run_resumes_at_any_batch(start: int) -> None:
+@given(st.integers(0, 40), st.integers(1, 12))
+def test_a_run_resumes_at_any_batch_and_a_rank_draws_its_own(start: int, stride: int) -> None:
     loader = Loader(make_sequences(random_lengths(40).tolist()), BUDGET, seed=3)
     whole = list(islice(loader.batches(), 45))
-    rest = list(islice(loader.batches(start), 45 - start))
+    mine = whole[start::stride]
+    rest = list(islice(loader.batches(start, stride), len(mine)))
     assert whole[-1][0] >= 2, "the test must cross epochs"
-    assert [epoch for epoch, _ in rest] == [epoch for epoch, _ in whole[start:]]
-    assert all(equal(one, other) for (_, one), (_, other) in zip(rest, whole[start:], strict=True))
+    assert [(epoch, batch.seed) for epoch, batch in rest] == [(epoch, batch.seed) for epoch, batch in mine]
+    assert all(equal(one, other) for (_, one), (_, other) in zip(rest, mine, strict=True))
+    assert len({batch.seed for _, batch in whole}) == 45
 
 
 def test_epochs_are_counted_exactly() -> None:
