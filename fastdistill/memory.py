@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,7 +24,8 @@ def lacks_memory(error: Exception) -> bool:
 def free_bytes(device: torch.device) -> float:
     """What this process may still take on `device`, as far as the system tells; infinity where it does not.
 
-    The least of what is free, what the process's control group (a container) leaves, and its own limit on data.
+    The least of what is free and what the process's control group (a container) leaves, shared by the ranks of this
+    machine, and its own limit on data.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -35,6 +37,7 @@ def free_bytes(device: torch.device) -> float:
     if most.exists() and (text := most.read_text().strip()).isdigit():
         used = int((CONTROL_GROUP / "memory.current").read_text())
         limits.append(int(text) - used + _field(CONTROL_GROUP / "memory.stat", "inactive_file", 1, missing=0))
+    limits = [limit / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) for limit in limits]
     data, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if data != resource.RLIM_INFINITY:
         limits.append(data - _field(Path("/proc/self/status"), "VmData:", 1024, missing=0))

@@ -136,16 +136,20 @@ class Step:
         Estimated from what a piece keeps for its backward pass. Where a single sequence would not fit, activations
         inside the student's layers are not kept.
         """
-        piece = max(batch.split(MEASURED), key=lambda piece: piece.num_tokens)
         states = 3 * sum(p.nbytes for p in self.parameters)  # gradients and AdamW's two moments
         room = max(0.0, free_bytes(self.runtime.device) - states)
+
+        def measure() -> float:
+            piece = max(batch.split(min(MEASURED, self.most_tokens)), key=lambda piece: piece.num_tokens)
+            return bytes_kept(lambda: self.forward(piece), self.parameters) / piece.num_tokens
+
         while True:
-            kept = bytes_kept(lambda: self.forward(piece), self.parameters) / piece.num_tokens
+            kept = max(1.0, self.with_room([batch], measure))  # a dead loss keeps nothing, and is refused elsewhere
             fits = room / (ROOM * kept)
             if fits >= batch.max_seqlen or not self.recompute():
                 break
         if fits < batch.num_tokens:
-            self.most_tokens = max(int(fits), batch.max_seqlen)
+            self.most_tokens = min(self.most_tokens, max(int(fits), batch.max_seqlen))
             self.say(
                 f"memory has room for some {fits:,.0f} tokens at once, batches have {batch.num_tokens:,}: "
                 f"going on with {self.most_tokens:,}"

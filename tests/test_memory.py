@@ -25,6 +25,9 @@ def test_the_least_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (tmp_path / "memory.current").write_text("4500000\n")
     (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 200000\n")
     assert memory.free_bytes(CPU) == 700_000  # what only caches files is as good as free
+    with monkeypatch.context() as two_ranks:
+        two_ranks.setenv("LOCAL_WORLD_SIZE", "2")
+        assert memory.free_bytes(CPU) == 350_000
     (tmp_path / "memory.current").write_text("6000000\n")
     assert memory.free_bytes(CPU) == 0
 
