@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,27 +78,26 @@ class Batch:
             )
         return pieces
 
-    def pinned(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU copies while the host goes on."""
-        return replace(
-            self,
-            input_ids=self.input_ids.pin_memory(),
-            position_ids=self.position_ids.pin_memory(),
-            token_type_ids=self.token_type_ids.pin_memory(),
-            cu_seqlens=self.cu_seqlens.pin_memory(),
-            labels=None if self.labels is None else self.labels.pin_memory(),
-        )
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `change` of every tensor."""
+        changes: dict[str, Any] = {name: change(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **changes)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            token_type_ids=self.token_type_ids.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
-        )
+        return self.changed(lambda x: x.to(device, non_blocking=True))
+
+    def copy_(self, other: Batch) -> None:
+        """Take over what the tensors of a batch of the same shape hold."""
+        for name, x in vars(self).items():
+            if isinstance(x, Tensor):
+                x.copy_(getattr(other, name))
+
+    def filled_up(self, num_sequences: int, max_seqlen: int) -> Batch:
+        """The same tokens, and empty sequences behind them, for losses that count tokens alone."""
+        ends = self.cu_seqlens[-1:].expand(num_sequences - self.num_sequences)
+        bounds = torch.cat([self.cu_seqlens, ends])
+        return replace(self, cu_seqlens=bounds, max_seqlen=max_seqlen, labels=None, indices=None)
 
 
 def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -109,7 +109,7 @@ def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     following: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            current, following = following, batch.pinned().to(device)
+            current, following = following, batch.changed(Tensor.pin_memory).to(device)
         if current is not None:
             yield current
         torch.cuda.current_stream(device).wait_stream(copies)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fastdistill import ranks
 from fastdistill.batch import Batch
+from fastdistill.graphs import Graphs
 from fastdistill.losses.objective import Objective
 from fastdistill.memory import bytes_kept, free_bytes, lacks_memory
 from fastdistill.models.capture import Captured
@@ -32,24 +34,27 @@ class Runtime:
     dtype: torch.dtype
     logging_steps: int
     save_steps: int
+    cuda_graphs: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> Runtime:
         """Resolve what the recipe left to the hardware; a GPU that only emulates bf16 computes in fp32.
 
         Raises:
-            ValueError: the GPU asked for is not there, or not every rank has one.
+            ValueError: the GPU asked for is not there, or not every rank has one; CUDA graphs without a GPU.
         """
         name = recipe.device if recipe.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is cuda, but torch sees no GPU: use --device cpu or auto")
         on_gpu = name == "cuda"
+        if recipe.cuda_graphs and not on_gpu:
+            raise ValueError("cuda_graphs is true, but the run is on the CPU: leave it out, or use --device cuda")
         if on_gpu:
             ranks.take_gpu()
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
         wanted = recipe.precision == "bf16" and not on_gpu or recipe.precision != "fp32" and bf16
         dtype = torch.bfloat16 if wanted else torch.float32
-        return cls(torch.device(name), dtype, recipe.logging_steps, recipe.save_steps)
+        return cls(torch.device(name), dtype, recipe.logging_steps, recipe.save_steps, recipe.cuda_graphs)
 
     def describe(self, precision: str) -> str:
         """Where and in which precision a run computes that asked for `precision`."""
@@ -108,6 +113,7 @@ class Step:
         self.student, self.teacher, self.objective, self.runtime, self.say = student, teacher, objective, runtime, say
         self.most_tokens: float = math.inf  # that memory has room for, as far as is known
         self.recomputes = False  # activations inside layers, in the backward pass
+        self.graphs: Graphs | None = None
         self.max_grad_norm = stage.optim.max_grad_norm or math.inf
         self.optimizer = make_optimizer(stage.optim, student, objective)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -193,18 +199,39 @@ class Step:
     def _backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
         for batch in batches:
-            pieces = batch.split(self.most_tokens)
-            whole = batch.to(self.runtime.device) if len(pieces) > 1 else None
             if batch.seed is not None:
                 torch.manual_seed(batch.seed)
+            pieces = batch.split(self.most_tokens)
+            whole = batch.to(self.runtime.device) if len(pieces) > 1 else None
             for piece in pieces:
-                loss, values = self.forward(piece, whole)
-                (loss / len(batches)).backward()
-                for name, value in (values | {"loss": loss}).items():
-                    totals[name] = totals.get(name, 0) + value.detach() / len(batches)
+                if self.graphs is not None and whole is None:
+                    found = self.graphs(piece)
+                else:
+                    found = self.passes(piece, len(batches), whole)
+                for name, value in found.items():
+                    totals[name] = totals.get(name, 0) + value / len(batches)
         return totals
 
+    def passes(self, batch: Batch, parts: int, whole: Batch | None = None) -> dict[str, Tensor]:
+        """Add one of `parts` equal parts of the gradient of a batch; returns its terms and loss, as `forward` does."""
+        loss, values = self.forward(batch, whole)
+        (loss / parts).backward()
+        return {name: value.detach() for name, value in (values | {"loss": loss}).items()}
+
+    def use_graphs(self, longest: int, parts: int) -> None:
+        """From here on record the passes of whole batches as CUDA graphs, if all that they do lies on the GPU.
+
+        Args:
+            longest: tokens of the longest sequence.
+            parts: batches of a step.
+        """
+        if not isinstance(self.teacher, Live) or self.objective.counts_sequences:
+            self.say("no CUDA graphs: they need a teacher that runs beside the student, and losses that count tokens")
+            return
+        self.graphs = Graphs(partial(self.passes, parts=parts), self.parameters, longest)
+
     def _halve(self, batches: Sequence[Batch]) -> None:
+        self.graphs = None  # they hold memory, and write to gradients that are given up here
         self.optimizer.zero_grad(set_to_none=True)
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -231,7 +258,7 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.graphs is None)
         for p, touched in zip(sparse, rows, strict=True):
             self.tables[p].index_fill_(0, touched, 0.0)
         return norm

@@ -32,11 +32,11 @@ def drawn(device: torch.device, count: int) -> list[Batch]:
     return [batch for batch, _ in zip(batches, range(count), strict=False)]
 
 
-def make_step(world: Path, device: torch.device, dtype: torch.dtype) -> Step:
+def make_step(world: Path, device: torch.device, dtype: torch.dtype, losses: Losses = LOSSES) -> Step:
     torch.manual_seed(0)
     teacher, student = (Encoder.load(world / "teacher", head="fresh", num_labels=2).to(device) for _ in range(2))
-    objective = Objective(LOSSES, ((2, 3), (4, 4)), student, teacher).to(device)
-    return Step(student, Live(teacher, dtype), objective, Stage(losses=LOSSES), Runtime(device, dtype, 1, 1))
+    objective = Objective(losses, ((2, 3), (4, 4)), student, teacher).to(device)
+    return Step(student, Live(teacher, dtype), objective, Stage(losses=losses), Runtime(device, dtype, 1, 1))
 
 
 @pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=gpu)])
@@ -70,6 +70,28 @@ def test_ten_steps_never_wait_for_the_device(world: Path) -> None:
             step.update(1e-4)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("how", ["graphs", "compiled"])
+def test_launched_as_one_or_compiled_the_outcome_is_the_same(world: Path, dtype: torch.dtype, how: str) -> None:
+    latent = Losses(attention=1.0, hidden=1.0, embedding=1.0)
+    found = []
+    for fast in (False, True):
+        step = make_step(world, torch.device("cuda"), dtype, latent)
+        step.student.eval()  # no dropout
+        if fast and how == "graphs":
+            step.use_graphs(longest=29, parts=1)
+        elif fast:
+            assert step.student.compile_layers()
+            assert step.teacher.encoder.compile_layers()
+        for batch in drawn(torch.device("cuda"), 20):
+            values = step.backward([batch])
+            found.append(torch.stack([*values.values(), step.update(1e-3)]).cpu())
+    plain, ours = torch.stack(found[:20]), torch.stack(found[20:])
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
 
 
 @gpu

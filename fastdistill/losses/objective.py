@@ -57,6 +57,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = active_weights(losses)
+        self.counts_sequences = bool(losses.soft or losses.hard) or losses.normalize == "padded"
         self.projections = nn.ModuleDict()
         self.terms: list[Term] = []
         taught = sorted(self.weights.keys() - {"hard"})

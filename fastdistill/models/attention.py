@@ -154,7 +154,8 @@ def attend_runs(
 def padded_mask(bounds: Bounds, window: int | None) -> Tensor:
     """Which padded keys each padded query may see: ``(B, 1, S or 1, S)`` bool."""
     _, real = bounds.padded_index
-    mask = real[:, None, None, :]
+    # of an empty sequence all is seen, lest its softmax and gradients be nan
+    mask = (real | ~real.any(-1, keepdim=True))[:, None, None, :]
     if window is None:
         return mask
     # a padded query may have no real key in its window: it sees all, lest its softmax and gradients be nan
