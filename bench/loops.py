@@ -241,6 +241,17 @@ def ours(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, aft
     _run(our_step(work, runtime), work, sequences, steps, after)
 
 
+def ours_fused(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
+    """The engine with layers under torch.compile and, on a GPU, passes launched as CUDA graphs."""
+    step = our_step(work, runtime)
+    assert isinstance(step.teacher, Live)
+    for encoder in (step.student, step.teacher.encoder):
+        encoder.compile_layers()
+    if runtime.device.type == "cuda":
+        step.use_graphs(int(sequences.lengths.max()), parts=1)
+    _run(step, work, sequences, steps, after)
+
+
 def ours_cached(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
     """The engine in later epochs: the teacher has said all that it has to say, and that was not timed."""
     with TemporaryDirectory() as folder:
@@ -248,6 +259,7 @@ def ours_cached(work: Workload, sequences: Sequences, runtime: Runtime, steps: i
 
 
 def _run(step: Step, work: Workload, sequences: Sequences, steps: int, after: After) -> None:
+    step.make_room(next(our_batches(work, sequences)))
     for _, batch in zip(range(steps), our_batches(work, sequences), strict=False):
         values = step.backward([batch])
         step.update(OPTIM.learning_rate)
@@ -259,6 +271,7 @@ LOOPS: dict[str, Loop] = {
     "compiled": compiled,
     "textbrewer": textbrewer,
     "ours": ours,
+    "fused": ours_fused,
     "cached": ours_cached,
 }
 

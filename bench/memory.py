@@ -53,7 +53,7 @@ def in_a_process(name: str, work: Workload, limit_gib: float, device: torch.devi
         return {"failed": (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1][:200]}
     *said, last = done.stdout.splitlines()
     found: Result = json.loads(last)
-    return found | {"said": [line for line in said if line.startswith("out of memory")]}
+    return found | {"said": [line for line in said if "memory" in line]}
 
 
 def grow(name: str, work: Workload, axis: str, most: int, limit_gib: float, device: torch.device) -> Result:

@@ -56,6 +56,7 @@ LOOPS = {
     "compiled": "the same, bf16 and torch.compile",
     "textbrewer": "TextBrewer",
     "ours": "fastdistill",
+    "fused": "fastdistill, torch.compile and CUDA graphs",
     "cached": "fastdistill, teacher from the cache",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Graphs:
     ) -> None:
         self.passes, self.parameters, self.longest = passes, parameters, longest
         self.graphs: dict[tuple[int, int], Graph] = {}
+        self.pool: Any = None  # of memory, which all graphs work in, for nothing of it outlives a replay
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """What `passes` returns; the values last until the next call."""
@@ -61,15 +63,15 @@ class Graphs:
 
         before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
         run()  # which makes gradients for a graph to add to; a parameter that gets none keeps none
-        replay = capture(run)
+        replay, self.pool = capture(run, self.pool)
         for p, gradient in zip(self.parameters, before, strict=True):
             if p.grad is not None:
                 p.grad.zero_() if gradient is None else p.grad.copy_(gradient)
         return Graph(batch, values, replay)
 
 
-def capture(run: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of what `run` does; calling the result does it again, with whatever its inputs then hold."""
+def capture(run: Callable[[], None], pool: Any) -> tuple[Callable[[], None], Any]:
+    """A CUDA graph of what `run` does, in the memory of `pool` or new memory; what replays it, and its pool."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):  # what is done only once, such as choosing algorithms, must not be recorded
@@ -77,7 +79,6 @@ def capture(run: Callable[[], None]) -> Callable[[], None]:
             run()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         run()
-    replay: Callable[[], None] = graph.replay
-    return replay
+    return graph.replay, graph.pool()

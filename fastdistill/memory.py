@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-LACKING = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+LACKING = (
+    "DefaultCPUAllocator: can't allocate",
+    "could not create a primitive",  # as oneDNN has it
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 

@@ -232,7 +232,7 @@ class Runner:
         """The teacher beside the student, or from files where it would be asked more than once."""
         if teacher is None:
             return None
-        live = Live(teacher, self.runtime.dtype)
+        live = Live(teacher, self.runtime.teacher_dtype or self.runtime.dtype)
         epochs = batches / len(loader.plan(0))
         if not self.recipe.teacher_cache or epochs <= 1:
             return live

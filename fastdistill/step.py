@@ -28,17 +28,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a run computes."""
+    """Where and how a run computes; a teacher has a `teacher_dtype` of its own where the GPU has no bf16."""
 
     device: torch.device
     dtype: torch.dtype
     logging_steps: int
     save_steps: int
     cuda_graphs: bool = False
+    teacher_dtype: torch.dtype | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Runtime:
-        """Resolve what the recipe left to the hardware; a GPU that only emulates bf16 computes in fp32.
+        """Resolve what the recipe left to the hardware; on a GPU that only emulates bf16 the teacher computes in fp16,
+        the student in fp32.
 
         Raises:
             ValueError: the GPU asked for is not there, or not every rank has one; CUDA graphs without a GPU.
@@ -54,7 +56,11 @@ class Runtime:
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
         wanted = recipe.precision == "bf16" and not on_gpu or recipe.precision != "fp32" and bf16
         dtype = torch.bfloat16 if wanted else torch.float32
-        return cls(torch.device(name), dtype, recipe.logging_steps, recipe.save_steps, recipe.cuda_graphs)
+        fp16 = on_gpu and not wanted and recipe.precision != "fp32"
+        return cls(
+            torch.device(name), dtype, recipe.logging_steps, recipe.save_steps, recipe.cuda_graphs,
+            torch.float16 if fp16 else None,
+        )  # fmt: skip
 
     def describe(self, precision: str) -> str:
         """Where and in which precision a run computes that asked for `precision`."""
@@ -64,7 +70,9 @@ class Runtime:
         )
         lacking = self.dtype == torch.float32 and precision != "fp32"
         times = f"{ranks.world_size()} x " if ranks.world_size() > 1 else ""
-        return f"{times}{where}: {'fp32, for it has no bf16' if lacking else str(self.dtype).removeprefix('torch.')}"
+        teacher = ", the teacher in fp16" if self.teacher_dtype else ""
+        dtype = f"fp32, for it has no bf16{teacher}" if lacking else str(self.dtype).removeprefix("torch.")
+        return f"{times}{where}: {dtype}"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products in the run's precision; weights, norms and losses stay in fp32."""

@@ -174,7 +174,8 @@ def attend_padded(
 
 
 def attend_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scaling: float, window: int | None) -> Tensor:
-    """PyTorch's variable-length FlashAttention: fp16 or bf16, no dropout; wants head sizes in multiples of 8."""
+    """PyTorch's variable-length FlashAttention: fp16 or bf16, no dropout; wants head sizes in multiples of 8, and a GPU
+    of compute capability 8 or more."""
     d = q.shape[-1]
     if d % 8:  # TinyBERT4's 26
         q, k, v = (pad(x, (0, -d % 8)) for x in (q, k, v))
@@ -192,6 +193,7 @@ def attend(
     """Attention of every packed token to the tokens of its own sequence, the fastest way the device allows."""
     if q.device.type == "cpu":
         return attend_runs(q, k, v, bounds, scaling, dropout, window)
-    if dropout == 0.0 and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
+    fits = dropout == 0.0 and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256
+    if fits and torch.cuda.get_device_capability(q.device) >= (8, 0):
         return attend_varlen(q, k, v, bounds, scaling, window)
     return attend_padded(q, k, v, bounds, scaling, dropout, window)

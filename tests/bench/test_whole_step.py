@@ -92,6 +92,8 @@ def test_the_published_loop_and_ours_learn_the_same(
     for theirs, mine in zip(expected, ours, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert sum(ours[-1].values()) < 0.97 * sum(ours[0].values())
+    fused = losses(work, sequences, loops.ours_fused, 10)
+    assert fused[-1] == pytest.approx(ours[-1], rel=1e-4)
     cached = losses(work, sequences, loops.ours_cached, 10)
     assert cached[-1] == pytest.approx(expected[-1], rel=1e-2)
     fast = losses(work, sequences, loops.compiled, 10)
@@ -132,7 +134,7 @@ def test_flops_by_hand() -> None:
     [
         ("--text=imdb", "--text imdb: choose one of sst2, wiki"),
         ("--student=tiny", "--student tiny: choose one of bert-base, tinybert4, tinybert6"),
-        ("--loops=ours,theirs", "--loops theirs: choose from published, compiled, textbrewer, ours, cached"),
+        ("--loops=ours,theirs", "--loops theirs: choose from published, compiled, textbrewer, ours, fused, cached"),
         ("--data=/nowhere", "there is no data at /nowhere: pass --data FOLDER"),
     ],
 )
