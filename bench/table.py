@@ -56,7 +56,7 @@ LOOPS = {
     "compiled": "the same, bf16 and torch.compile",
     "textbrewer": "TextBrewer",
     "ours": "fastdistill",
-    "fused": "fastdistill, torch.compile and CUDA graphs",
+    "fused": "fastdistill, torch.compile (on a GPU CUDA graphs too)",
     "cached": "fastdistill, teacher from the cache",
 }
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+HOST = socket.gethostname().replace(".", "-")
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
@@ -44,7 +47,7 @@ def publish_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: the disk is full or unwritable; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another run may write the same
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")  # another run may write the same
     try:
         write(temporary)
         _flush(temporary)
@@ -55,8 +58,8 @@ def publish_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what `publish_file` was about to write below `folder` when its process was killed."""
-    for path in folder.rglob(".*.tmp"):
+    """Delete what `publish_file` was about to write below `folder` when its process, on this machine, was killed."""
+    for path in folder.rglob(f".*.{HOST}.*.tmp"):
         try:
             os.kill(int(path.name.split(".")[-2]), 0)  # asks whether there is such a process, and does nothing to it
         except ProcessLookupError:
@@ -113,7 +116,7 @@ class TrainingState:
         self.objective.load_state_dict(load_file(folder / "objective.safetensors"))
         best = folder / "best.safetensors"
         self.best = load_file(best) if best.exists() else None
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
 
 

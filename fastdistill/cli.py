@@ -26,7 +26,7 @@ class Parser(ArgumentParser):
     """jsonargparse's parser, whose errors name the nearest known option in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
             print(f"error: {message.strip()}{_nearest(message, list(self.get_defaults().keys()))}", file=sys.stderr)
             print(f"see python -m {self.prog} --help for every option", file=sys.stderr)
         sys.exit(2)

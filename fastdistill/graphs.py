@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastdistill.batch import Batch
 
-MOST = 8  # graphs; a batch of yet another shape is run as it is
-SEQUENCES = 64  # batches are filled up with empty sequences to a multiple of it
+MOST = 8  # graphs; a batch of yet another shape is run without one
+SEQUENCES = 32  # batches are filled up with empty sequences to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Graphs:
     ) -> None:
         self.passes, self.parameters, self.longest = passes, parameters, longest
         self.graphs: dict[tuple[int, int], Graph] = {}
-        self.pool: Any = None  # of memory, which all graphs work in, for nothing of it outlives a replay
+        self.place: Any = None  # the memory and the stream of all graphs, for nothing there outlives a replay
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """What `passes` returns; the values last until the next call."""
@@ -49,6 +49,8 @@ class Graphs:
             if len(self.graphs) == MOST:
                 return self.passes(batch)
             self.graphs[shape] = self._record(batch.changed(torch.clone))
+            if batch.seed is not None:  # to record draws from what it seeds
+                torch.manual_seed(batch.seed)
         graph = self.graphs[shape]
         graph.batch.copy_(batch)
         graph.replay()
@@ -63,22 +65,22 @@ class Graphs:
 
         before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
         run()  # which makes gradients for a graph to add to; a parameter that gets none keeps none
-        replay, self.pool = capture(run, self.pool)
+        replay, self.place = capture(run, self.place)
         for p, gradient in zip(self.parameters, before, strict=True):
             if p.grad is not None:
                 p.grad.zero_() if gradient is None else p.grad.copy_(gradient)
         return Graph(batch, values, replay)
 
 
-def capture(run: Callable[[], None], pool: Any) -> tuple[Callable[[], None], Any]:
-    """A CUDA graph of what `run` does, in the memory of `pool` or new memory; what replays it, and its pool."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # what is done only once, such as choosing algorithms, must not be recorded
+def capture(run: Callable[[], None], place: Any) -> tuple[Callable[[], None], Any]:
+    """A CUDA graph of what `run` does, at `place` or at a new one: what replays it, and its place."""
+    pool, stream = place or (None, torch.cuda.Stream())
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is done only once, such as choosing algorithms, must not be recorded
         for _ in range(2):
             run()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         run()
-    return graph.replay, graph.pool()
+    return graph.replay, (graph.pool(), stream)

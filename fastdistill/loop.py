@@ -182,6 +182,7 @@ def train(
             ranks.agree(partial(checkpoints.save, state))
         clock += time.perf_counter() - paused
     log.end_stage()
+    step.graphs = None  # which hold on to the step, and to memory
     if state.best is not None:
         student.load_state_dict(state.best)
     return progress

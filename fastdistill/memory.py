@@ -18,7 +18,8 @@ LACKING = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-CONTROL_GROUP = Path("/sys/fs/cgroup")
+PROCESS = Path("/proc/self")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def lacks_memory(error: Exception) -> bool:
@@ -29,30 +30,44 @@ def lacks_memory(error: Exception) -> bool:
 def free_bytes(device: torch.device) -> float:
     """What this process may still take on `device`, as far as the system tells; infinity where it does not.
 
-    The least of what is free and what the process's control group (a container) leaves, shared by the ranks of this
-    machine, and its own limit on data.
+    On a CPU the least of what is free and what the process's control groups (version 2, as of a container) leave,
+    shared by the ranks of this machine, and its own limit on data.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         ours = torch.cuda.memory_reserved(device)
-        share = total * torch.cuda.get_per_process_memory_fraction(device)
+        share = total * torch.cuda.get_per_process_memory_fraction()
         return min(free, share - ours) + ours - torch.cuda.memory_allocated(device)
-    limits = [_field(Path("/proc/meminfo"), "MemAvailable:", 1024)]
-    most = CONTROL_GROUP / "memory.max"
-    if most.exists() and (text := most.read_text().strip()).isdigit():
-        used = int((CONTROL_GROUP / "memory.current").read_text())
-        limits.append(int(text) - used + _field(CONTROL_GROUP / "memory.stat", "inactive_file", 1, missing=0))
+    limits = [1024 * _number(PROCESS.parent / "meminfo", "MemAvailable:", math.inf)]
+    for group in _control_groups():
+        used = _number(group / "memory.current", "", 0)
+        cached = sum(_number(group / "memory.stat", name, 0) for name in ("inactive_file", "active_file"))
+        limits.append(_number(group / "memory.max", "", math.inf) - used + cached)
     limits = [limit / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) for limit in limits]
     data, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if data != resource.RLIM_INFINITY:
-        limits.append(data - _field(Path("/proc/self/status"), "VmData:", 1024, missing=0))
+        limits.append(data - 1024 * _number(PROCESS / "status", "VmData:", 0))
     return max(0.0, min(limits))
 
 
-def _field(path: Path, name: str, unit: int, missing: float = math.inf) -> float:
-    """The number behind `name` in one of the system's tables, in bytes."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((unit * int(line.split()[1]) for line in lines if line.startswith(name)), missing)
+def _control_groups() -> list[Path]:
+    """The folders of the process's control group and of those above it."""
+    found = [line[3:] for line in _lines(PROCESS / "cgroup") if line.startswith("0::/")]
+    group = CONTROL_GROUPS / found[0].lstrip("/") if found else CONTROL_GROUPS
+    return [group, *(folder for folder in group.parents if folder.is_relative_to(CONTROL_GROUPS))]
+
+
+def _number(path: Path, name: str, missing: float) -> float:
+    """The number behind `name` in one of the system's tables; `missing` where there is none, or no such file."""
+    found = [line.removeprefix(name).split() for line in _lines(path) if line.startswith(name)]
+    return float(found[0][0]) if found and found[0] and found[0][0].isdigit() else missing
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, ValueError):
+        return []
 
 
 def bytes_kept(forward: Callable[[], object], apart: Iterable[Tensor]) -> int:

@@ -33,7 +33,7 @@ def join() -> None:
     Raises:
         ValueError: WORLD_SIZE says that there are some, and nothing says where.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if (os.environ.get("WORLD_SIZE") or "1") == "1" or dist.is_initialized():
         return
     if missing := [name for name in FROM_TORCHRUN if name not in os.environ]:
         raise ValueError(

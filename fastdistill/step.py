@@ -50,7 +50,7 @@ class Runtime:
             raise ValueError("device is cuda, but torch sees no GPU: use --device cpu or auto")
         on_gpu = name == "cuda"
         if recipe.cuda_graphs and not on_gpu:
-            raise ValueError("cuda_graphs is true, but the run is on the CPU: leave it out, or use --device cuda")
+            raise ValueError("cuda_graphs is true, but the run is on the CPU: leave it out, or use a GPU")
         if on_gpu:
             ranks.take_gpu()
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
@@ -154,7 +154,7 @@ class Step:
         room = max(0.0, free_bytes(self.runtime.device) - states)
 
         def measure() -> float:
-            piece = max(batch.split(min(MEASURED, self.most_tokens)), key=lambda piece: piece.num_tokens)
+            piece = max(batch.split(min(MEASURED, self.most_tokens)), key=lambda piece: int(piece.num_pairs))
             return bytes_kept(lambda: self.forward(piece), self.parameters) / piece.num_tokens
 
         while True:
@@ -213,7 +213,7 @@ class Step:
             whole = batch.to(self.runtime.device) if len(pieces) > 1 else None
             for piece in pieces:
                 if self.graphs is not None and whole is None:
-                    found = self.graphs(piece)
+                    found = self.graphs(piece.to(self.runtime.device))
                 else:
                     found = self.passes(piece, len(batches), whole)
                 for name, value in found.items():
@@ -233,16 +233,26 @@ class Step:
             longest: tokens of the longest sequence.
             parts: batches of a step.
         """
-        if not isinstance(self.teacher, Live) or self.objective.counts_sequences:
-            self.say("no CUDA graphs: they need a teacher that runs beside the student, and losses that count tokens")
+        if (
+            not isinstance(self.teacher, Live)
+            or self.objective.counts_sequences
+            or not (self.student.packs and self.teacher.encoder.packs)
+        ):
+            self.say(
+                "no CUDA graphs: they need a teacher that runs beside the student, models that run padding-free, and "
+                "losses that count tokens"
+            )
             return
         self.graphs = Graphs(partial(self.passes, parts=parts), self.parameters, longest)
 
     def _halve(self, batches: Sequence[Batch]) -> None:
-        self.graphs = None  # they hold memory, and write to gradients that are given up here
+        recorded, self.graphs = self.graphs is not None, None  # they write to gradients that are given up here
         self.optimizer.zero_grad(set_to_none=True)
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
+        if recorded:
+            self.say("out of memory: going on without CUDA graphs, which hold some")
+            return
         pieces = [piece for batch in batches for piece in batch.split(self.most_tokens)]
         largest = max(pieces, key=lambda piece: piece.num_tokens)
         if largest.num_sequences == 1 and self.recompute():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdistill.checkpoint import Checkpoints, Progress, TrainingState, publish, sweep, weights
+from fastdistill.checkpoint import HOST, Checkpoints, Progress, TrainingState, publish, sweep, weights
 
 
 def test_publish_writes_and_replaces(tmp_path: Path) -> None:
@@ -38,7 +38,12 @@ def test_what_a_killed_process_was_writing_is_deleted(tmp_path: Path) -> None:
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     (tmp_path / "shard").mkdir()
-    names = ["logits", f".logits.{os.getpid()}.tmp", ".other.tmp", f".logits.{killed.pid}.tmp"]
+    names = [
+        "logits",
+        f".logits.{HOST}.{os.getpid()}.tmp",
+        f".logits.elsewhere.{killed.pid}.tmp",
+        f".logits.{HOST}.{killed.pid}.tmp",
+    ]
     for name in names:
         (tmp_path / "shard" / name).touch()
     sweep(tmp_path)

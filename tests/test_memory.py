@@ -16,20 +16,50 @@ CPU = torch.device("cpu")
 
 
 def test_the_least_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_control_groups", lambda: [tmp_path])
     whole = memory.free_bytes(CPU)
     assert 0 < whole < math.inf
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_bytes(CPU) > 1e6
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("4500000\n")
-    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 200000\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 150000\nactive_file 50000\n")
     assert memory.free_bytes(CPU) == 700_000  # what only caches files is as good as free
     with monkeypatch.context() as two_ranks:
         two_ranks.setenv("LOCAL_WORLD_SIZE", "2")
         assert memory.free_bytes(CPU) == 350_000
     (tmp_path / "memory.current").write_text("6000000\n")
     assert memory.free_bytes(CPU) == 0
+
+
+def test_the_groups_above_count_and_what_cannot_be_read_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(memory, "PROCESS", tmp_path / "self")
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "cgroup")
+    assert memory.free_bytes(CPU) == math.inf
+    job = tmp_path / "cgroup" / "slurm" / "job"
+    job.mkdir(parents=True)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/slurm/job\n")
+    (job / "memory.max").mkdir()  # no file
+    (job / "memory.current").write_text("")
+    assert memory.free_bytes(CPU) == math.inf
+    (job.parent / "memory.max").write_text("7000\n")
+    (job.parent / "memory.current").write_text("3000\n")
+    assert memory.free_bytes(CPU) == 4000
+
+
+def test_of_a_gpu_what_is_free_and_what_is_reserved_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fraction = 1.0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (500, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: fraction)
+    assert memory.free_bytes(torch.device("cuda")) == 500 + 300 - 100
+    fraction = 0.5
+    assert memory.free_bytes(torch.device("cuda")) == 500 - 100
 
 
 def test_a_limit_of_the_process_counts() -> None:

@@ -197,11 +197,13 @@ def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int, ahead: i
         start, cut = cuts[-1], max(int(np.searchsorted(ends, target, side="right")), cuts[-1] + 1)
         soon, room = lengths[cut : cut + ahead], target - ends[cut - 1]
         if len(soon) and room > 0:
-            longer = soon - np.append(0, lengths[start:cut])[:, None]  # than nothing, than each of the batch
-            out, into = np.unravel_index(np.where(longer <= room, longer, 0).argmax(), longer.shape)
-            if longer[out, into] in range(1, room + 1):
-                here, there = int(cut if out == 0 else start + out - 1), int(cut + into)
-                cut += out == 0
+            new, into = np.unique(soon, return_index=True)
+            old, out = np.unique(np.append(0, lengths[start:cut]), return_index=True)  # nothing, or one of the batch
+            longer = new - old[:, None]
+            i, j = np.unravel_index(np.where(longer <= room, longer, 0).argmax(), longer.shape)
+            if longer[i, j] in range(1, room + 1):
+                here, there = int(start + out[i] - 1 if i else cut), int(cut + into[j])
+                cut += i == 0
                 order[[here, there]] = order[[there, here]]
                 lengths[[here, there]] = lengths[[there, here]]
                 ends[start : there + 1] = done + np.cumsum(lengths[start : there + 1])

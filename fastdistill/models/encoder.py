@@ -138,6 +138,7 @@ class Encoder(nn.Module):
         Sizes may vary, and layers of one shape share a program: there is one for each of training and evaluation.
         Returns whether the family's layers are known.
         """
+        torch._functorch.config.donated_buffer = False  # the alive guard walks a graph several times
         for layer in self.layers or ():
             layer.forward = torch.compile(layer.forward, dynamic=True)
         return self.layers is not None

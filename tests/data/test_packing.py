@@ -68,7 +68,8 @@ def test_batches_are_full_and_of_a_few_lengths() -> None:
     totals = np.array([lengths[batch].sum() for batch in batches])
     assert totals.min() >= budget / 2, "a small rest is left over"
     assert len(batches) <= 1.005 * lengths.sum() / budget + 1
-    assert len(np.unique(totals)) <= 5, "batches of many sizes cost a preparation, or a compilation, each"
+    _, often = np.unique(totals, return_counts=True)
+    assert np.sort(often)[-2:].sum() > 0.95 * len(batches), "batches of many sizes cost a recording, or a program, each"
     distinct = np.mean([len(np.unique(lengths[batch])) for batch in batches])
     at_random = np.mean([len(np.unique(part)) for part in np.array_split(lengths, len(batches))])
     assert 3 < distinct < at_random / 2, f"{distinct} lengths in a batch, {at_random} at random"

@@ -199,20 +199,20 @@ def test_a_large_common_term_of_the_logits_changes_nothing(function: Callable[..
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("label", [-1, 5, 7, 1000])
+@pytest.mark.parametrize("label", [-1, -100, 5, 7, 1000])
 def test_a_label_that_is_no_class_is_noticed(label: int) -> None:
     """By an error where the host sees it, else by a loss and a gradient that are not finite."""
     z_s, z_t = torch.randn(2, 3, 8)
     z_s.requires_grad_()
     labels = torch.tensor([0, label, 1])
     if INTERPRETED:
-        _, hard = soft_cross_entropy(z_s, z_t, labels, num_classes=5)
+        _, hard = soft_cross_entropy(z_s, z_t, labels, num_classes=5, ignore_index=-2)
         (gradient,) = torch.autograd.grad(hard, z_s)
         assert hard.isnan()
         assert gradient.isnan().any(1).tolist() == [False, True, False]
         return
     with pytest.raises(IndexError, match="out of bounds"):
-        soft_cross_entropy(z_s, z_t, labels, num_classes=5)
+        soft_cross_entropy(z_s, z_t, labels, num_classes=5, ignore_index=-2)
 
 
 def test_row_weights_are_constants() -> None:

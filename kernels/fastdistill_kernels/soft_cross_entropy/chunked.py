@@ -79,7 +79,7 @@ class SoftLabels:
             soft += w @ torch.linalg.vecdot(q, log_q - log_p if kl else -log_p)
             if labels is not None:
                 log_p_1 = log_p if self.temperature_s == 1 else x.log_softmax(-1)
-                hard += w @ F.nll_loss(log_p_1, labels[some], reduction="none")
+                hard += w @ F.nll_loss(log_p_1, labels[some], reduction="none", ignore_index=self.ignore_index)
             if arriving is not None:
                 gradient = torch.sub(log_p.exp(), q).mul_(
                     (w * (arriving[0] * self.factor / self.temperature_s))[:, None]
