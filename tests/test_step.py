@@ -12,15 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastdistill import graphs, step
-from fastdistill.batch import Batch
-from fastdistill.data.packing import Sequences, collate
-from fastdistill.losses.objective import Objective
+from fastdistill import step
+from fastdistill.data.packing import collate
 from fastdistill.memory import bytes_kept
-from fastdistill.models.encoder import Encoder
-from fastdistill.models.teacher import Live
 from fastdistill.recipe import Losses, Optim, Stage
 from fastdistill.step import Runtime, make_optimizer
+from tests.steps import ALL, LACKING, give_out, text, whole_step
 from tests.tiny import tiny_recipe
 
 
@@ -122,48 +119,6 @@ def test_embeddings_are_made_sparse_on_cpus() -> None:
     assert model[0].sparse
 
 
-ALL = Losses(attention=1.0, hidden=0.5, embedding=2.0, relation=0.3, relation_heads=2, soft=1.0, hard=0.7)
-LACKING = [
-    torch.OutOfMemoryError("CUDA out of memory"),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    RuntimeError("could not create a primitive"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    MemoryError("Unable to allocate 9 bytes"),
-]
-
-
-def text() -> Sequences:
-    lengths = np.array([3, 9, 4, 12, 9, 5, 7, 15, 2, 6])
-    offsets = np.concatenate(([0], lengths.cumsum()))
-    ids = np.random.default_rng(0).integers(5, 20, offsets[-1])
-    return Sequences(ids, offsets, labels=np.arange(10) % 2)
-
-
-def whole_step(world: Path, losses: Losses, teacher_dtype: torch.dtype = torch.float32) -> tuple[step.Step, list[str]]:
-    """A step over all loss terms, and what it says."""
-    torch.manual_seed(0)
-    teacher = Encoder.load(world / "teacher", head="fresh", num_labels=2)
-    student = Encoder.load(world / "teacher", head="fresh", num_labels=2).eval()  # no dropout
-    objective = Objective(losses, ((2, 3), (4, 4)), student, teacher)
-    said: list[str] = []
-    runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)
-    return step.Step(student, Live(teacher, teacher_dtype), objective, Stage(losses=losses), runtime, said.append), said
-
-
-def give_out(monkeypatch: pytest.MonkeyPatch, ours: step.Step, most: int, error: RuntimeError) -> None:
-    """As if memory had room for `most` tokens, and that were found out in the backward pass."""
-    forward = ours.forward
-
-    def limited(batch: Batch, whole: Batch | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss, values = forward(batch, whole)
-        if batch.num_tokens > most:
-            (17 * loss).backward(retain_graph=True)
-            raise error
-        return loss, values
-
-    monkeypatch.setattr(ours, "forward", limited)
-
-
 @pytest.mark.parametrize("error", LACKING, ids=["gpu", "cpu", "onednn", "cublas", "numpy"])
 @pytest.mark.parametrize("normalize", ["tokens", "padded"])
 def test_a_step_that_lacks_memory_has_the_same_outcome_in_pieces(
@@ -247,95 +202,6 @@ def test_a_teacher_in_half_precision_teaches_a_student_in_single(world: Path, dt
     )
     for name, value in expected.items():
         torch.testing.assert_close(values[name], value, rtol=3e-2, atol=1e-2, msg=name)
-
-
-def recording(world: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[step.Step, step.Step]:
-    """A step as it is and one whose passes are recorded, by a stand-in that runs them again on the graph's buffers."""
-    monkeypatch.setattr(graphs, "capture", lambda run, pool: (run, pool))
-    plain, ours = (whole_step(world, replace(ALL, soft=0.0, hard=0.0))[0] for _ in range(2))
-    for one in (plain, ours):
-        one.max_grad_norm = 0.1
-        for module in one.student.modules():
-            if isinstance(module, torch.nn.Embedding):
-                module.sparse = False  # as on a GPU
-    ours.use_graphs(longest=20, parts=2)
-    return plain, ours
-
-
-def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, ours = recording(world, monkeypatch)
-    data, written = text(), []
-    for rows in ([0, 1, 2], [3, 4]), ([5, 6, 9], [7, 0]), ([2, 1, 0], [4, 3]), ([8], [8]):
-        batches = [collate(data, np.array(some)) for some in rows]
-        values, found = (one.backward(batches) for one in (plain, ours))
-        for name, value in values.items():
-            torch.testing.assert_close(found[name], value, msg=name)
-        for mine, theirs in zip(ours.parameters, plain.parameters, strict=True):
-            if theirs.grad is None:
-                assert mine.grad is None, "AdamW would let it decay"
-            else:
-                torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-7)
-        torch.testing.assert_close(ours.update(1e-3), plain.update(1e-3))
-        written.append([p.grad for p in ours.parameters])
-    for later in written:
-        assert all(x is y for x, y in zip(later, written[0], strict=True)), "graphs write to where gradients were"
-    assert any(x is not None for x in written[0])
-    assert ours.graphs is not None
-    assert sorted(ours.graphs.graphs) == [(2, 32), (16, 32), (18, 32), (21, 32)]
-
-
-def test_dropout_of_recorded_passes_is_that_of_the_batch(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, ours = recording(world, monkeypatch)
-    for one in (plain, ours):
-        one.student.train()
-    # drawn for each token alone: attention is that of the padded places of a GPU, or of runs of sequences here
-    for one in (plain, ours):
-        one.student.model.config.attention_probs_dropout_prob = 0.0
-        for module in one.student.modules():
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.0
-    batch = replace(collate(text(), np.arange(10)), seed=5)
-    expected = plain.backward([batch])
-    for _ in range(3):
-        torch.testing.assert_close(ours.backward([batch]), expected)
-
-
-def test_a_bounded_number_of_graphs(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, ours = recording(world, monkeypatch)
-    assert ours.graphs is not None
-    monkeypatch.setattr(graphs, "MOST", 2)
-    for row in range(5):
-        batches = [collate(text(), np.array([row]))] * 2
-        for one in (plain, ours):
-            one.backward(batches)
-            one.update(1e-3)
-    assert len(ours.graphs.graphs) == 2
-    for mine, theirs in zip(ours.parameters, plain.parameters, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_graphs_are_given_up_where_memory_lacks(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, ours = recording(world, monkeypatch)
-    batches = [collate(text(), np.arange(10))] * 2
-    ours.backward(batches)
-    give_out(monkeypatch, ours, 40, LACKING[0])
-    ours.optimizer.zero_grad(set_to_none=False)
-    ours.backward(batches)
-    assert ours.graphs is None
-    assert ours.most_tokens == 36
-
-
-def test_label_losses_are_not_recorded(world: Path) -> None:
-    ours, said = whole_step(world, ALL)
-    ours.use_graphs(longest=20, parts=1)
-    assert ours.graphs is None
-    assert said[0].startswith("no CUDA graphs: they need a teacher that runs beside the student, models that run")
-
-
-def test_cuda_graphs_want_a_gpu(world: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe(world, tmp_path), device="cpu", cuda_graphs=True)
-    with pytest.raises(ValueError, match="cuda_graphs is true, but the run is on the CPU: leave it out, or use a GPU"):
-        step.Runtime.of(recipe)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,104 @@
+"""Recorded passes have the outcome of plain ones; here a stand-in runs them again on the graph's buffers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastdistill import graphs, step
+from fastdistill.data.packing import collate
+from tests.steps import ALL, LACKING, give_out, text, whole_step
+from tests.tiny import tiny_recipe
+
+
+def recording(world: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[step.Step, step.Step]:
+    """A step as it is and one whose passes are recorded, by a stand-in that runs them again on the graph's buffers."""
+    monkeypatch.setattr(graphs, "capture", lambda run, pool: (run, pool))
+    plain, ours = (whole_step(world, replace(ALL, soft=0.0, hard=0.0))[0] for _ in range(2))
+    for one in (plain, ours):
+        one.max_grad_norm = 0.1
+        for module in one.student.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.sparse = False  # as on a GPU
+    ours.use_graphs(longest=20, parts=2)
+    return plain, ours
+
+
+def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ours = recording(world, monkeypatch)
+    data, written = text(), []
+    for rows in ([0, 1, 2], [3, 4]), ([5, 6, 9], [7, 0]), ([2, 1, 0], [4, 3]), ([8], [8]):
+        batches = [collate(data, np.array(some)) for some in rows]
+        values, found = (one.backward(batches) for one in (plain, ours))
+        for name, value in values.items():
+            torch.testing.assert_close(found[name], value, msg=name)
+        for mine, theirs in zip(ours.parameters, plain.parameters, strict=True):
+            if theirs.grad is None:
+                assert mine.grad is None, "AdamW would let it decay"
+            else:
+                torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(ours.update(1e-3), plain.update(1e-3))
+        written.append([p.grad for p in ours.parameters])
+    for later in written:
+        assert all(x is y for x, y in zip(later, written[0], strict=True)), "graphs write to where gradients were"
+    assert any(x is not None for x in written[0])
+    assert ours.graphs is not None
+    assert sorted(ours.graphs.graphs) == [(2, 32), (16, 32), (18, 32), (21, 32)]
+
+
+def test_dropout_of_recorded_passes_is_that_of_the_batch(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ours = recording(world, monkeypatch)
+    for one in (plain, ours):
+        one.student.train()
+    # drawn for each token alone: attention is that of the padded places of a GPU, or of runs of sequences here
+    for one in (plain, ours):
+        one.student.model.config.attention_probs_dropout_prob = 0.0
+        for module in one.student.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+    batch = replace(collate(text(), np.arange(10)), seed=5)
+    expected = plain.backward([batch])
+    for _ in range(3):
+        torch.testing.assert_close(ours.backward([batch]), expected)
+
+
+def test_a_bounded_number_of_graphs(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ours = recording(world, monkeypatch)
+    assert ours.graphs is not None
+    monkeypatch.setattr(graphs, "MOST", 2)
+    for row in range(5):
+        batches = [collate(text(), np.array([row]))] * 2
+        for one in (plain, ours):
+            one.backward(batches)
+            one.update(1e-3)
+    assert len(ours.graphs.graphs) == 2
+    for mine, theirs in zip(ours.parameters, plain.parameters, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_graphs_are_given_up_where_memory_lacks(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours = recording(world, monkeypatch)
+    batches = [collate(text(), np.arange(10))] * 2
+    ours.backward(batches)
+    give_out(monkeypatch, ours, 40, LACKING[0])
+    ours.optimizer.zero_grad(set_to_none=False)
+    ours.backward(batches)
+    assert ours.graphs is None
+    assert ours.most_tokens == 36
+
+
+def test_label_losses_are_not_recorded(world: Path) -> None:
+    ours, said = whole_step(world, ALL)
+    ours.use_graphs(longest=20, parts=1)
+    assert ours.graphs is None
+    assert said[0].startswith("no CUDA graphs: they need a teacher that runs beside the student, models that run")
+
+
+def test_cuda_graphs_want_a_gpu(world: Path, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(world, tmp_path), device="cpu", cuda_graphs=True)
+    with pytest.raises(ValueError, match="cuda_graphs is true, but the run is on the CPU: leave it out, or use a GPU"):
+        step.Runtime.of(recipe)
