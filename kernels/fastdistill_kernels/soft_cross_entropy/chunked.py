@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .numbers import Numbers
+
 ROOM = 1 << 17  # logits of each side at a time
 
 
-@dataclass(frozen=True)
-class SoftLabels:
+class SoftLabels(Numbers):
     """What the Triton kernels' launchers are, with the same arguments and results; `stats` hold nothing."""
-
-    classes: int
-    ignore_index: int
-    temperature_s: float
-    temperature_t: float
-    factor: float
-    expected_soft: float
-    expected_hard: float
 
     def forward(
         self, z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, row_weights: Tensor | None,

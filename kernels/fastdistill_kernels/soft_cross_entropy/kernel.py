@@ -9,14 +9,13 @@ maxima and sums. The device decides that; the host never waits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..shared.kernel import LN2, LOG2E, divisor, known, store
+from .numbers import Numbers
 
 NOWHERE = tl.constexpr(-1e30)  # a logit that no softmax sees, and that stays finite when it is scaled
 
@@ -191,17 +190,8 @@ def gradient_kernel(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class SoftLabels:
+class SoftLabels(Numbers):
     """The launchers for logits ``(N, width)``, of which R rows and the first `classes` columns count."""
-
-    classes: int
-    ignore_index: int
-    temperature_s: float
-    temperature_t: float
-    factor: float
-    expected_soft: float
-    expected_hard: float
 
     def forward(
         self, z_s: Tensor, z_t: Tensor, labels: Tensor | None, rows: Tensor | None, row_weights: Tensor | None,
