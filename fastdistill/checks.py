@@ -44,6 +44,11 @@ def check_values(recipe: Recipe) -> None:
         raise ValueError(f"seed is {recipe.seed}: it must be from 0 to {2**32 - 1}")
     if recipe.verify_cache < 0:
         raise ValueError(f"verify_cache is {recipe.verify_cache}: it must be 0 or more")
+    others, given = recipe.teacher.others, recipe.teacher.weights
+    if given is not None and (len(given) != 1 + len(others) or not all(0 < w < math.inf for w in given)):
+        raise ValueError(
+            f"teacher.weights is {list(given)}: give {1 + len(others)} numbers above 0, one for each teacher"
+        )
     for option in ("logging_steps", "save_steps"):
         if getattr(recipe, option) < 1:
             raise ValueError(f"{option} is {getattr(recipe, option)}: it must be 1 or more")

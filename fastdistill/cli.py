@@ -10,12 +10,14 @@ import re
 import sys
 import traceback
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from fastdistill.recipe import Recipe, Stage
+
+NONE: Mapping[str, Recipe] = {}
 
 
 class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -49,8 +51,11 @@ def _nearest(message: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
-    """The parser of `recipe`: its values are the defaults, each stage is a group under its own name."""
+def make_parser(recipe: Recipe, prog: str, description: str, modes: Mapping[str, Recipe] = NONE) -> Parser:
+    """The parser of `recipe`: its values are the defaults, each stage is a group under its own name.
+
+    Each of `modes` is a switch, which `parse` heeds.
+    """
     parser = Parser(
         formatter_class=Formatter,
         prog=prog,
@@ -68,6 +73,17 @@ def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
     parser.add_argument(
         "--from_stage", type=str | None, default=None, help="start at this stage, from the previous stage's directory"
     )
+    parser.add_argument(
+        "--sweep",
+        type=dict[str, list] | None,
+        default=None,
+        help="run every combination of these values and keep the best on the validation rows, such as "
+        "'{\"tsd.losses.temperature\": [1, 2]}'",
+    )
+    for mode in modes:
+        parser.add_argument(
+            f"--{mode}", type=bool, nargs="?", const=True, default=False, help="other defaults; see the description"
+        )
     parser.add_class_arguments(Recipe, skip={"stages"})
     for name in recipe.stages:
         parser.add_argument(f"--{name}", type=Stage)
@@ -76,11 +92,17 @@ def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
     return parser
 
 
-def parse(recipe: Recipe, argv: list[str] | None, prog: str, description: str) -> tuple[Recipe, Namespace]:
-    """The recipe with the overrides of `argv`, and the run's own switches."""
-    parser = make_parser(recipe, prog, description)
+def parse(
+    recipe: Recipe, argv: list[str] | None, prog: str, description: str, modes: Mapping[str, Recipe] = NONE
+) -> tuple[Recipe, Namespace]:
+    """The recipe, or that of the mode that `argv` switches on, with the overrides of `argv`; and the run's switches."""
+    parser = make_parser(recipe, prog, description, modes)
     try:
         config = parser.parse_args(argv)
+        if chosen := [mode for mode in modes if config[mode]]:
+            recipe = modes[chosen[0]]
+            parser = make_parser(recipe, prog, description, modes)
+            config = parser.parse_args(argv)
     except UnicodeDecodeError as error:
         parser.error(f"the configuration file is not UTF-8 text: {error}")
     groups = {name.rpartition(".")[0] for name in list(parser.get_defaults().keys())} - {""}
@@ -89,10 +111,10 @@ def parse(recipe: Recipe, argv: list[str] | None, prog: str, description: str) -
             parser.error(f"{group} is {value!r}: it is a group of options, give some of them under it or leave it out")
     config = parser.instantiate(config)
     names = [f.name for f in dataclasses.fields(Recipe) if f.name != "stages"]
-    chosen = {name: getattr(config, name) for name in names}
+    values = {name: getattr(config, name) for name in names}
     stages = {name: _one_length(getattr(config, name), default) for name, default in recipe.stages.items()}
-    chosen["finetune"] = _one_length(chosen["finetune"], recipe.finetune)
-    return Recipe(**chosen, stages=stages), config
+    values["finetune"] = _one_length(values["finetune"], recipe.finetune)
+    return Recipe(**values, stages=stages), config
 
 
 def _one_length(stage: Stage, default: Stage) -> Stage:
@@ -116,6 +138,7 @@ def main(
     description: str | None,
     argv: list[str] | None = None,
     prepare: Callable[[Recipe], Recipe] | None = None,
+    modes: Mapping[str, Recipe] = NONE,
 ) -> Any:
     """Parse the command line and run the recipe; bad input ends with one line on stderr and exit code 2.
 
@@ -124,9 +147,10 @@ def main(
         description: what `--help` says first.
         argv: the command line, default that of the process.
         prepare: completes the recipe once it is parsed, before it runs.
+        modes: other defaults by the name of the switch that chooses them.
     """
     spec = sys.modules["__main__"].__spec__
-    recipe, config = parse(recipe, argv, spec.name if spec else "fastdistill", description or "")
+    recipe, config = parse(recipe, argv, spec.name if spec else "fastdistill", description or "", modes)
 
     from fastdistill import ranks
 
@@ -136,9 +160,16 @@ def main(
         logging.captureWarnings(True)
         ranks.join()
         recipe = ranks.first(lambda: prepare(recipe)) if prepare else recipe
-        report = run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
+        if config.sweep is not None:
+            from fastdistill.sweep import sweep
+
+            if config.from_stage is not None:
+                raise ValueError("--sweep and --from_stage exclude each other: give one")
+            outcome: Any = sweep(recipe, config.sweep, resume=config.resume, overwrite=config.overwrite)
+        else:
+            outcome = run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
         ranks.leave()
-        return report
+        return outcome
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, ValueError) and not _raised_here(error):
             raise  # a mistake of ours, not of the input: its traceback is wanted

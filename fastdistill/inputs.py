@@ -83,13 +83,15 @@ class Inputs:
         assert data is not None, "load_inputs checks that a stage's data is there"
         return data
 
-    def teacher_path(self, stage: Stage, finetuned: Path) -> tuple[str | Path | None, Literal["none", "finetuned"]]:
-        """Where the teacher of `stage` lies, and which head to load with it."""
+    def teacher_paths(self, stage: Stage, finetuned: Path) -> tuple[list[str | Path], Literal["none", "finetuned"]]:
+        """Where the teachers of `stage` lie, and which head to load with them."""
+        teacher = self.recipe.teacher
         if stage.teacher == "none":
-            return None, "none"
+            return [], "none"
         if stage.teacher == "pretrained":
-            return self.recipe.teacher.path, "none"
-        return self.recipe.teacher.finetuned or finetuned, "finetuned" if stage.losses.soft else "none"
+            assert teacher.path is not None, "load_inputs checks it"
+            return [teacher.path], "none"
+        return [teacher.finetuned or finetuned, *teacher.others], "finetuned" if stage.losses.soft else "none"
 
 
 def load_inputs(recipe: Recipe) -> Inputs:
@@ -135,19 +137,24 @@ def load_inputs(recipe: Recipe) -> Inputs:
             f"the fine-tuned teacher has a vocabulary of {finetuned.vocab_size}, the pretrained one of "
             f"{teacher.vocab_size}: both must read the same token ids"
         )
+    others = {path: Encoder.load(path, head="finetuned") for path in recipe.teacher.others}
+    for path, other in others.items():
+        _check_alike(path, other, finetuned)
+        _check_vocabulary(path, tokenizer)
     _check_objectives(recipe, stages, student, {"pretrained": teacher, "finetuned": finetuned})
     task = load_task(recipe.task, tokenizer, recipe.seed) if needs_task else None
     general = any(stage.data == "general" for stage in stages.values())
     corpus = load_corpus(recipe.general, tokenizer, Path(recipe.cache_dir).expanduser()) if general else None
     projections = _first_projections(recipe, student, teacher)
-    inputs = Inputs(
-        recipe, tokenizer, task, corpus, student, projections, _digest(*dict.fromkeys((teacher, finetuned)))
-    )
+    digest = _digest(*dict.fromkeys((teacher, finetuned, *others.values())))
+    inputs = Inputs(recipe, tokenizer, task, corpus, student, projections, digest)
     for name, stage in stages.items():
         with _named(name):
             Loader(inputs.data(stage), stage.tokens_per_batch, seed=0).plan(epoch=0)
-    if task is not None and recipe.teacher.finetuned is not None:
-        _check_labels(recipe.teacher.finetuned, finetuned, inputs)
+    if task is not None:
+        headed = {recipe.teacher.finetuned: finetuned} if recipe.teacher.finetuned else {}
+        for path, encoder in (headed | others).items():
+            _check_labels(path, encoder, inputs)
     return inputs
 
 
@@ -211,6 +218,16 @@ def _check_vocabulary(path: str, tokenizer: Tokenizer) -> None:
         raise ValueError(
             f"{path} and the teacher have tokenizers with different vocabularies: both must read the same token ids"
         )
+
+
+def _check_alike(path: str, other: Encoder, first: Encoder) -> None:
+    """Teachers whose states are averaged must have the same shape."""
+    for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        if getattr(other, name) != getattr(first, name):
+            raise ValueError(
+                f"the teachers must have one shape, but {path} has {name} {getattr(other, name)}, the first "
+                f"{getattr(first, name)}: leave it out, or distil in two runs"
+            )
 
 
 def _check_labels(path: str, encoder: Encoder, inputs: Inputs) -> None:

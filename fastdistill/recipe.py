@@ -17,10 +17,15 @@ class Teacher:
         path: pretrained encoder: a Hugging Face folder or Hub id. Teaches the stages with `teacher: pretrained`.
         finetuned: the same encoder, already fine-tuned on the task (a sequence-classification folder or Hub id);
             when absent, the `finetune` stage makes it from `path`.
+        others: more fine-tuned teachers of the same shape. Together they teach the stages with `teacher: finetuned`:
+            logits and hidden states are averaged, attention is that of the first.
+        weights: of the average, one for each teacher, the first included; default all the same.
     """
 
     path: str | None = None
     finetuned: str | None = None
+    others: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,12 +115,19 @@ class Losses:
         attention_kind: maps compared by attention: raw scores before softmax, or probabilities.
         hidden: mean squared error of projected hidden states, over mapped layers.
         embedding: mean squared error of the projected embedding output.
-        relation: KL divergence of query, key and value relations (MiniLMv2), last mapped layer; any head counts.
+        relation: KL divergence of relations between tokens (MiniLM, MiniLMv2), last mapped layer; any head counts.
+        relation_pairs: which of q, k, v are related: "qq,kk,vv" (MiniLMv2), or "qk,vv", attention and values (MiniLM).
         relation_heads: heads into which the relation term splits both models.
+        patience: squared distance of normalised [CLS] states (Patient-KD), mean over mapped layers.
+        cosine: 1 - cosine of the states of the last mapped layer (DistilBERT), mean over tokens.
         soft: cross-entropy with the teacher's softened predictions (squared error for regression).
+        soft_form: ce, or kl for the KL divergence, which has the same gradient and is 0 where the two agree.
+        soft_reduction: batchmean = mean over rows; mean = over rows and classes, as in the published TinyBERT program.
         hard: cross-entropy with the gold labels (squared error for regression).
-        temperature: softening of the soft term, which is multiplied by its square.
-        projection: one projection for all layers and the embedding (TinyBERT as published), or one for each.
+        temperature: softening of the soft term.
+        temperature_squared: multiply the soft term by the square of its temperature; its gradient then keeps its size.
+        projection: one projection for all layers and the embedding (TinyBERT as published), or one for each; patience
+            and cosine have none where student and teacher are equally wide.
         normalize: means over real entries, or divided by the padded counts as the published TinyBERT program does.
     """
 
@@ -124,10 +136,16 @@ class Losses:
     hidden: float = 0.0
     embedding: float = 0.0
     relation: float = 0.0
+    relation_pairs: str = "qq,kk,vv"
     relation_heads: int = 12
+    patience: float = 0.0
+    cosine: float = 0.0
     soft: float = 0.0
+    soft_form: Literal["ce", "kl"] = "ce"
+    soft_reduction: Literal["batchmean", "mean"] = "batchmean"
     hard: float = 0.0
     temperature: float = 1.0
+    temperature_squared: bool = True
     projection: Literal["shared", "layer"] = "shared"
     normalize: Literal["tokens", "padded"] = "tokens"
 
@@ -165,7 +183,8 @@ class Stage:
         gradient_accumulation_steps: batches per optimiser step; the processes of a run share them, so that it is a
             multiple of their number.
         optim: optimiser and schedule.
-        layer_map: teacher layer for each student layer: uniform, skip, last, or pairs such as "1:3,2:6".
+        layer_map: teacher layer for each student layer: uniform, skip, last, top, bottom, or pairs such as "1:3,2:6".
+        teacher_dropout: leave the teacher's dropout on, as the published TinyBERT program does.
         keep: weights handed on: those of the last step, or of the best epoch on the validation rows.
         skip: leave the stage out.
     """
@@ -179,6 +198,7 @@ class Stage:
     gradient_accumulation_steps: int = 1
     optim: Optim = field(default_factory=Optim)
     layer_map: str = "uniform"
+    teacher_dropout: bool = False
     keep: Literal["last", "best"] = "last"
     skip: bool = False
 
@@ -190,6 +210,8 @@ class Recipe:
     Args:
         teacher: the model to learn from.
         student: the model to train.
+        assistant: a model between the two (Mirzadeh et al., arXiv 1902.03393): it is distilled first, by the same
+            stages, into output_dir/assistant, and then teaches the student.
         general: text without labels.
         task: text with labels.
         finetune: stage 0, which fine-tunes the teacher on the task.
@@ -218,6 +240,7 @@ class Recipe:
     finetune: Stage
     stages: dict[str, Stage]
     control: Stage
+    assistant: Student | None = None
     output_dir: str = "out"
     cache_dir: str = "~/.cache/fastdistill"
     seed: int = 0

@@ -31,8 +31,8 @@ from fastdistill.memory import lacks_memory
 from fastdistill.models.encoder import Encoder, Head
 from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_map
 from fastdistill.models.pretrained import quiet
-from fastdistill.models.teacher import Live
-from fastdistill.recipe import Recipe, Stage
+from fastdistill.models.teacher import Ensemble, Live
+from fastdistill.recipe import Recipe, Stage, Student, Teacher
 from fastdistill.step import Runtime
 from fastdistill.teacher_cache import Cached, cached
 from fastdistill.workspace import Workspace, check_workspace, open_workspace
@@ -58,6 +58,9 @@ def run(
     recipe = plain(recipe)
     ranks.join()
     ranks.first(lambda: check_values(recipe))
+    if recipe.assistant is not None:
+        before, recipe = with_assistant(recipe, recipe.assistant)
+        run(before, resume=resume or from_stage is not None, overwrite=overwrite)
     ranks.agree(lambda: check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage))
     runtime = ranks.first(lambda: Runtime.of(recipe))
     inputs = ranks.first(lambda: load_inputs(recipe))
@@ -74,6 +77,24 @@ def run(
         for part, counts in inputs.data_counts().items():
             log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
         return Runner(recipe, inputs, space, log, runtime).run()
+
+
+def with_assistant(recipe: Recipe, shape: Student) -> tuple[Recipe, Recipe]:
+    """The run that distils the teacher's assistant, and the one in which the assistant teaches the student."""
+    folder = Path(recipe.output_dir) / "assistant"
+    before = dataclasses.replace(
+        recipe,
+        student=shape,
+        assistant=None,
+        output_dir=str(folder),
+        control=dataclasses.replace(recipe.control, skip=True),
+    )
+    learnt = [name for name, stage in recipe.stages.items() if stage.teacher == "pretrained" and not stage.skip]
+    general = str(folder / "stages" / learnt[-1]) if learnt else None
+    headed = any(stage.losses.soft or stage.losses.hard for stage in recipe.stages.values() if not stage.skip)
+    if not headed:
+        raise ValueError("an assistant teaches with a head, which no stage of this recipe gives it: leave it out")
+    return before, dataclasses.replace(recipe, teacher=Teacher(path=general, finetuned=str(folder / "student")))
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -120,7 +141,7 @@ class Runner:
             teacher = Encoder.load(
                 self.recipe.teacher.path, head="fresh", num_labels=self.inputs.num_labels, id2label=self.inputs.id2label
             )
-            self._train("finetune", stage, teacher, None, folder)
+            self._train("finetune", stage, teacher, [], folder)
 
     def make_initial_student(self) -> Path:
         """The student before any training; the control starts from it too."""
@@ -135,9 +156,9 @@ class Runner:
         folder = self.space.stage(name)
         if not ranks.agree(folder.exists):
             student = self._load_student(start, stage)
-            path, head = self.inputs.teacher_path(stage, self.space.teacher)
-            teacher = Encoder.load(path, head=head) if path else None
-            self._train(name, stage, student, teacher, folder, start)
+            paths, head = self.inputs.teacher_paths(stage, self.space.teacher)
+            teachers = [Encoder.load(path, head=head) for path in paths]
+            self._train(name, stage, student, teachers, folder, start)
         return folder
 
     def train_control(self) -> None:
@@ -147,7 +168,7 @@ class Runner:
         if ranks.agree(folder.exists) or stage.skip or self.inputs.task is None or not steps:
             return
         student = self._load_student(self.space.stage("init"), stage)
-        self._train("control", dataclasses.replace(stage, steps=steps, epochs=None), student, None, folder)
+        self._train("control", dataclasses.replace(stage, steps=steps, epochs=None), student, [], folder)
 
     def _load_student(self, folder: Path, stage: Stage) -> Encoder:
         """The student with the head that it has, or with a new one where the stage's losses need one."""
@@ -166,13 +187,14 @@ class Runner:
         name: str,
         stage: Stage,
         student: Encoder,
-        teacher: Encoder | None,
+        teachers: list[Encoder],
         folder: Path,
         start: Path | None = None,
     ) -> None:
         """Train one job and publish its folder: weights, tokenizer, projections, result."""
         torch.manual_seed(seed_of(self.recipe.seed, name))
         layers: LayerMap = ()
+        teacher = teachers[0] if teachers else None
         if teacher is not None:
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
             self.log.say(f"{name}: {format_layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)}")
@@ -180,18 +202,17 @@ class Runner:
         objective = Objective(stage.losses, layers, student, teacher, regression=regression)
         if start is not None:
             _take_projections(objective, start)
-        for module in (student, objective, teacher):
-            if module is not None:
-                module.to(self.runtime.device)
+        for module in (student, objective, *teachers):
+            module.to(self.runtime.device)
         if self.recipe.torch_compile:
-            for who, encoder in (("student", student), ("teacher", teacher)):
-                if encoder is not None and not encoder.compile_layers():
+            for who, encoder in (("student", student), *(("teacher", encoder) for encoder in teachers)):
+                if not encoder.compile_layers():
                     self.log.say(f"{name}: the {who} is not compiled, for this family's layers are not known")
         data = self.inputs.data(stage)
         loader = Loader(data, stage.tokens_per_batch, seed=seed_of(self.recipe.seed, name))
         steps = stage.steps or -(-loader.num_batches(stage.epochs or 1.0) // stage.gradient_accumulation_steps)
         checkpoints = Checkpoints(self.space.checkpoints, name)
-        taught_by = self._taught_by(name, teacher, objective, loader, steps * stage.gradient_accumulation_steps)
+        taught_by = self._taught_by(name, stage, teachers, objective, loader, steps)
         progress = train(
             name, stage, student, taught_by, objective, loader, steps,
             runtime=self.runtime, checkpoints=checkpoints, log=self.log,
@@ -227,14 +248,18 @@ class Runner:
         self.log.say(f"{name}: {progress.step} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s{scored}")
 
     def _taught_by(
-        self, name: str, teacher: Encoder | None, objective: Objective, loader: Loader, batches: int
+        self, name: str, stage: Stage, teachers: list[Encoder], objective: Objective, loader: Loader, steps: int
     ) -> Live | Cached | None:
         """The teacher beside the student, or from files where it would be asked more than once."""
-        if teacher is None:
+        if not teachers:
             return None
-        live = Live(teacher, self.runtime.teacher_dtype or self.runtime.dtype)
-        epochs = batches / len(loader.plan(0))
-        if not self.recipe.teacher_cache or epochs <= 1:
+        dtype, weights = self.runtime.teacher_dtype or self.runtime.dtype, self.recipe.teacher.weights
+        if len(teachers) == 1:
+            live = Live(teachers[0], dtype, dropout=stage.teacher_dropout)
+        else:
+            live = Ensemble(teachers, weights or [1.0] * len(teachers), dtype, dropout=stage.teacher_dropout)
+        epochs = steps * stage.gradient_accumulation_steps / len(loader.plan(0))
+        if not self.recipe.teacher_cache or epochs <= 1 or stage.teacher_dropout:
             return live
         folder = Path(self.recipe.cache_dir).expanduser() / "teacher"
         ask = partial(

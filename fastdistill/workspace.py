@@ -80,7 +80,9 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
     parent = next(p for p in (space.root, *space.root.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise PermissionError(f"output_dir {space.root} cannot be written ({parent}): choose another --output_dir")
-    occupied = space.root.exists() and any(p.suffix != ".tmp" and p.name != ".lock" for p in space.root.iterdir())
+    occupied = space.root.exists() and any(
+        p.suffix != ".tmp" and p.name not in (".lock", "assistant") for p in space.root.iterdir()
+    )
     if occupied and not (resume or overwrite or from_stage):
         raise ValueError(f"output_dir {space.root} is not empty: give --resume, --overwrite or another --output_dir")
     if occupied and not space.recipe.exists():
@@ -113,7 +115,15 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
             )
 
     doomed = _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage)
-    inputs = (recipe.teacher.path, recipe.teacher.finetuned, recipe.student.path, recipe.general.path, recipe.task.path)
+    teacher = recipe.teacher
+    inputs = (
+        teacher.path,
+        teacher.finetuned,
+        *teacher.others,
+        recipe.student.path,
+        recipe.general.path,
+        recipe.task.path,
+    )
     for path in inputs:
         if path and any(Path(path).expanduser().resolve().is_relative_to(folder.resolve()) for folder in doomed):
             raise ValueError(

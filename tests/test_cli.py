@@ -131,3 +131,33 @@ def test_help_has_a_line_for_every_option_and_imports_no_torch() -> None:
         line = next(i for i, line in enumerate(text.splitlines()) if line.strip().startswith(option + " "))
         described = " ".join(text.splitlines()[line : line + 3])
         assert len(described.split()) > 4, described
+
+
+def test_a_mode_brings_other_defaults_and_overrides_win(tmp_path: Path) -> None:
+    other = dataclasses.replace(RECIPE, seed=7, precision="fp32")
+    recipe, _ = parse(RECIPE, ["--seed", "9", "--paper_mode"], "recipes.x", "", {"paper_mode": other})
+    assert recipe == dataclasses.replace(other, seed=9)
+    recipe, _ = parse(RECIPE, ["--seed", "9"], "recipes.x", "", {"paper_mode": other})
+    assert recipe == dataclasses.replace(RECIPE, seed=9)
+    config = tmp_path / "mode.yaml"
+    config.write_text("paper_mode: true\n")
+    assert parse(RECIPE, ["--config", str(config)], "recipes.x", "", {"paper_mode": other})[0] == other
+
+
+def test_sweep_is_read(tmp_path: Path) -> None:
+    _, config = parse(RECIPE, ["--sweep", '{"tsd.losses.temperature": [1, 2.5]}'], "recipes.x", "")
+    assert config.sweep == {"tsd.losses.temperature": [1, 2.5]}
+    file = tmp_path / "sweep.yaml"
+    file.write_text("sweep:\n  tsd.losses.soft,tsd.losses.hard: [[1, 0], [0.5, 0.5]]\n")
+    _, config = parse(RECIPE, ["--config", str(file)], "recipes.x", "")
+    assert config.sweep == {"tsd.losses.soft,tsd.losses.hard": [[1, 0], [0.5, 0.5]]}
+
+
+def test_assistant_is_a_group_of_options() -> None:
+    recipe, _ = parse(RECIPE, ["--assistant.num_hidden_layers", "3"], "recipes.x", "")
+    assert recipe.assistant == Student(num_hidden_layers=3)
+
+
+def test_lists_of_teachers() -> None:
+    recipe, _ = parse(RECIPE, ["--teacher.others", "[a, b]", "--teacher.weights", "[1, 2, 0.5]"], "recipes.x", "")
+    assert (recipe.teacher.others, recipe.teacher.weights) == (("a", "b"), (1.0, 2.0, 0.5))

@@ -1,4 +1,4 @@
-"""The hidden and embedding terms: projected student states against the teacher's."""
+"""The terms over hidden states: projected student states, or their directions, against the teacher's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Hidden:
     ) -> None:
         self.name = name
         self.layers = layers
-        self.projections = projections[:1] if all(p is projections[0] for p in projections) else projections
+        self.projections = projections
         self.normalize: Literal["tokens", "padded"] = normalize
         student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
         self.student_taps, self.teacher_taps = Taps(hidden=student), Taps(hidden=teacher)
@@ -39,8 +39,7 @@ class Hidden:
         loss = hidden_mse(
             [student.hidden[m] for m, _ in self.layers],
             [teacher.hidden[n] for _, n in self.layers],
-            [p.weight for p in self.projections],
-            [p.bias for p in self.projections],
+            *_weights(self.projections),
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
             normalize=self.normalize,
@@ -50,3 +49,59 @@ class Hidden:
     def entries(self, batch: Batch) -> int:
         """Tokens, or places of as many as the longest sequence has."""
         return batch.num_tokens if self.normalize == "tokens" else batch.num_sequences
+
+
+class Patience:
+    """``mean over mapped layers and sequences of |h_s / |h_s| - h_t / |h_t||^2``, h the states of [CLS].
+
+    Patient-KD (arXiv 1908.09355, equation 7), whose sum over layers is a mean here, so that its weight does not depend
+    on how many there are. `projections`, one for each pair or none where widths are equal, come first.
+    """
+
+    def __init__(self, layers: tuple[tuple[int, int], ...], projections: list[nn.Linear]) -> None:
+        self.layers, self.projections = layers, projections
+        student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
+        self.student_taps, self.teacher_taps = Taps(hidden=student), Taps(hidden=teacher)
+
+    def __call__(self, student: Captured, teacher: Captured, batch: Batch) -> dict[str, Tensor]:
+        first = batch.cu_seqlens[:-1].long()
+        loss = hidden_mse(
+            [student.hidden[m][first] for m, _ in self.layers],
+            [teacher.hidden[n][first] for _, n in self.layers],
+            *_weights(self.projections),
+            distance="normalized",
+        )
+        return {"patience": loss / len(self.layers)}
+
+    def entries(self, batch: Batch) -> int:
+        """Sequences."""
+        return batch.num_sequences
+
+
+class Cosine:
+    """``mean over tokens of 1 - cos(h_s, h_t)`` of one layer's states (DistilBERT, arXiv 1910.01108, section 2).
+
+    `projections`, one or none where widths are equal, comes first.
+    """
+
+    def __init__(self, layers: tuple[int, int], projections: list[nn.Linear]) -> None:
+        self.layers, self.projections = layers, projections
+        self.student_taps, self.teacher_taps = (Taps(hidden=frozenset({n})) for n in layers)
+
+    def __call__(self, student: Captured, teacher: Captured, batch: Batch) -> dict[str, Tensor]:
+        m, n = self.layers
+        weights = _weights(self.projections)
+        return {"cosine": hidden_mse([student.hidden[m]], [teacher.hidden[n]], *weights, distance="cosine")}
+
+    def entries(self, batch: Batch) -> int:
+        """Tokens."""
+        return batch.num_tokens
+
+
+def _weights(projections: list[nn.Linear]) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+    """Weights and biases, one of each where all layers share them."""
+    if not projections:
+        return None, None
+    distinct = list(dict.fromkeys(projections))
+    projections = distinct if len(distinct) == 1 else projections
+    return [p.weight for p in projections], [p.bias for p in projections]

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from fastdistill.batch import Batch
 from fastdistill.losses.attention import Attention
-from fastdistill.losses.hidden import Hidden
+from fastdistill.losses.hidden import Cosine, Hidden, Patience
 from fastdistill.losses.labels import Labels
 from fastdistill.losses.relation import Relation
 from fastdistill.models.capture import Captured, Taps
 from fastdistill.recipe import Losses
+
+TERMS = ("attention", "hidden", "embedding", "relation", "patience", "cosine", "soft", "hard")
 
 
 class ModelShape(Protocol):
@@ -57,7 +59,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = active_weights(losses)
-        self.counts_sequences = bool(losses.soft or losses.hard) or losses.normalize == "padded"
+        self.counts_sequences = bool(losses.soft or losses.hard or losses.patience) or losses.normalize == "padded"
         self.projections = nn.ModuleDict()
         self.terms: list[Term] = []
         taught = sorted(self.weights.keys() - {"hard"})
@@ -66,8 +68,7 @@ class Objective(nn.Module):
         elif taught:
             raise ValueError(f"the losses {', '.join(taught)} need a teacher, and there is none")
         if losses.soft or losses.hard:
-            weights = {"soft": losses.soft, "hard": losses.hard}
-            self.terms.append(Labels(**weights, temperature=losses.temperature, regression=regression))
+            self.terms.append(Labels(losses, regression=regression))
         self.student_taps, self.teacher_taps = Taps(), Taps()
         for term in self.terms:
             self.student_taps |= term.student_taps
@@ -90,11 +91,25 @@ class Objective(nn.Module):
                     raise ValueError(
                         f"relation_heads is {losses.relation_heads}, which does not divide the {who}'s width {width}"
                     )
-            self.terms.append(Relation(layers[-1], heads=losses.relation_heads, normalize=losses.normalize))
+            self.terms.append(
+                Relation(
+                    layers[-1],
+                    pairs=losses.relation_pairs,
+                    heads=losses.relation_heads,
+                    normalize=losses.normalize,
+                )
+            )
         for name, weight, pairs in (("hidden", losses.hidden, layers), ("embedding", losses.embedding, ((0, 0),))):
             if weight:
                 project = [self._projection(m, losses, student, teacher) for m, _ in pairs]
                 self.terms.append(Hidden(name, pairs, project, normalize=losses.normalize))
+        equal = student.hidden_size == teacher.hidden_size
+        if losses.patience:
+            project = [] if equal else [self._projection(m, losses, student, teacher) for m, _ in layers]
+            self.terms.append(Patience(layers, project))
+        if losses.cosine:
+            project = [] if equal else [self._projection(layers[-1][0], losses, student, teacher)]
+            self.terms.append(Cosine(layers[-1], project))
 
     def _projection(self, layer: int, losses: Losses, student: ModelShape, teacher: ModelShape) -> nn.Linear:
         key = "shared" if losses.projection == "shared" else f"layer_{layer}"
@@ -124,7 +139,7 @@ class Objective(nn.Module):
 
 def active_weights(losses: Losses) -> dict[str, float]:
     """Names and weights of the terms that a stage computes."""
-    named = {k: getattr(losses, k) for k in ("attention", "hidden", "embedding", "relation", "soft", "hard")}
+    named = {k: getattr(losses, k) for k in TERMS}
     for name, weight in named.items():
         if weight < 0 or not math.isfinite(weight):
             raise ValueError(f"the weight of the {name} loss is {weight}: it must be 0 or more")

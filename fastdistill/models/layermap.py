@@ -44,7 +44,8 @@ def parse_layer_map(text: str, student_layers: int, teacher_layers: int) -> Laye
     Args:
         text: uniform, ``g(m) = ceil(m N / M)`` for m = 1..M (TinyBERT); skip, ``g(m) = m (N // M)`` for m = 1..M-1
             (PKD-Skip: 12 to 6 gives 2, 4, 6, 8, 10); last, ``g(m) = N - M + m`` for m = 1..M-1 (PKD-Last: 7..11);
-            or pairs such as "1:3,2:6".
+            top, ``g(m) = N - M + m``, and bottom, ``g(m) = m``, for m = 1..M (TinyBERT, section 4.4); or pairs such as
+            "1:3,2:6".
         student_layers: M.
         teacher_layers: N.
 
@@ -59,6 +60,10 @@ def parse_layer_map(text: str, student_layers: int, teacher_layers: int) -> Laye
         pairs = tuple((m, m * (N // M)) for m in inner)
     elif text == "last":
         pairs = tuple((m, N - M + m) for m in inner)
+    elif text == "top":
+        pairs = tuple((m, N - M + m) for m in range(1, M + 1))
+    elif text == "bottom":
+        pairs = tuple((m, m) for m in range(1, M + 1))
     else:
         pairs = _parse_pairs(text)
     if not pairs:
@@ -79,7 +84,9 @@ def _parse_pairs(text: str) -> LayerMap:
         split = [pair.split(":") for pair in text.split(",")]
         return tuple((int(student), int(teacher)) for student, teacher in split)
     except ValueError:
-        raise ValueError(f'layer map {text!r} is not uniform, skip, last or pairs such as "1:3,2:6"') from None
+        raise ValueError(
+            f'layer map {text!r} is not uniform, skip, last, top, bottom or pairs such as "1:3,2:6"'
+        ) from None
 
 
 def format_layer_map(pairs: LayerMap, student_layers: int, teacher_layers: int) -> str:

@@ -1,10 +1,10 @@
-"""Live: a frozen teacher that runs beside the student."""
+"""Live: a frozen teacher that runs beside the student; Ensemble: several that speak as one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,10 +55,12 @@ class Live(nn.Module):
     Args:
         encoder: the teacher; it is changed.
         dtype: of its weights and of what it says.
+        dropout: leave its dropout on.
     """
 
-    def __init__(self, encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, encoder: Encoder, dtype: torch.dtype = torch.float32, *, dropout: bool = False) -> None:
         super().__init__()
+        self.dropout = dropout
         self.encoder = encoder.requires_grad_(False)
         for parameter in encoder.parameters():  # and no buffers: rotary frequencies need their digits
             parameter.data = parameter.data.to(dtype)
@@ -67,8 +69,8 @@ class Live(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Live:
-        """Stays in eval mode whatever is asked: a teacher with dropout teaches noise."""
-        return super().train(False)
+        """Stays in its mode whatever is asked: a teacher with dropout teaches noise."""
+        return super().train(self.dropout)
 
     @property
     def device(self) -> torch.device:
@@ -106,3 +108,51 @@ class Live(nn.Module):
         """What the teacher knows of the batch; see `Encoder.forward`."""
         with torch.autocast(batch.input_ids.device.type, enabled=False), self.as_deep_as(taps):  # it has its dtype
             return self.encoder(batch, taps)
+
+
+class Ensemble(Live):
+    """Teachers of one shape that speak as one: logits and hidden states are weighted means, attention is the first's.
+
+    ``z = sum_i w_i z_i / sum_i w_i``, and hidden states alike. There is no mean of q and k
+    whose scores would stand for those of several teachers.
+
+    Args:
+        encoders: the teachers; they are changed.
+        weights: w, one for each.
+        dtype, dropout: as in `Live`.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        weights: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+        *,
+        dropout: bool = False,
+    ) -> None:
+        super().__init__(encoders[0], dtype, dropout=dropout)
+        self.others = [Live(encoder, dtype, dropout=dropout) for encoder in encoders[1:]]
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def fingerprint(self) -> str:
+        """Changes when one of the teachers or a weight does."""
+        parts = [super().fingerprint(), *(other.fingerprint() for other in self.others), str(self.weights)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, taps: Taps) -> Captured:
+        """What the teachers know of the batch."""
+        said = super().forward(batch, taps)
+        mixed = Taps(hidden=taps.hidden, logits=taps.logits)
+        if mixed == Taps():
+            return said
+        everyone = [said, *(other(batch, mixed) for other in self.others)]
+        said.hidden = {layer: self._mean([one.hidden[layer] for one in everyone]) for layer in taps.hidden}
+        if taps.logits:
+            said.logits = self._mean([one.logits for one in everyone if one.logits is not None])
+        return said
+
+    def _mean(self, values: list[Tensor]) -> Tensor:
+        total = sum(weight * value.float() for weight, value in zip(self.weights, values, strict=True))
+        assert isinstance(total, Tensor), "there is one teacher at least"
+        return total.to(values[0].dtype)

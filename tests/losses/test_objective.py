@@ -122,17 +122,54 @@ def test_padded_normalisation_divides_by_padded_counts() -> None:
         torch.testing.assert_close(padded_values[name], tokens[name] * ratios[name])
 
 
-def test_relation_sums_kl_of_query_key_and_value_relations_of_the_last_pair() -> None:
-    _, values, _, student, teacher = evaluate(Losses(relation=1.0, relation_heads=4))
+@pytest.mark.parametrize(("pairs", "related"), [("qq,kk,vv", ["qq", "kk", "vv"]), (" qk , vv ", ["qk", "vv"])])
+def test_relation_sums_kl_of_relations_of_the_last_pair(pairs: str, related: list[str]) -> None:
+    _, values, objective, student, teacher = evaluate(Losses(relation=1.0, relation_heads=4, relation_pairs=pairs))
+
+    def log_relations(captured: Captured, layer: int, pair: str) -> list[Tensor]:
+        split = [
+            [x.view(len(x), 4, -1).transpose(0, 1) for x in rows(getattr(captured, name)[layer].flatten(1))]
+            for name in pair
+        ]
+        return [(a @ b.mT / math.sqrt(a.shape[-1])).log_softmax(-1) for a, b in zip(*split, strict=True)]
+
     expected = torch.zeros(())
-    for x_s, x_t in ((student.q[2], teacher.q[4]), (student.k[2], teacher.k[4]), (student.v[2], teacher.v[4])):
-        divergences = []
-        for a, b in zip(rows(x_s.flatten(1)), rows(x_t.flatten(1)), strict=True):
-            a, b = (x.view(len(x), 4, -1).transpose(0, 1) for x in (a, b))  # (R, n, d)
-            log_s, log_t = ((x @ x.mT / math.sqrt(x.shape[-1])).log_softmax(-1) for x in (a, b))
-            divergences.append((log_t.exp() * (log_t - log_s)).sum(-1).flatten())
+    for pair in related:
+        both = zip(log_relations(student, 2, pair), log_relations(teacher, 4, pair), strict=True)
+        divergences = [(log_t.exp() * (log_t - log_s)).sum(-1).flatten() for log_s, log_t in both]
         expected = expected + torch.cat(divergences).mean()
     torch.testing.assert_close(values["relation"], expected)
+    assert objective.teacher_taps.q == frozenset({4})
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_patience_is_the_mean_distance_of_normalised_first_states(projected: bool) -> None:
+    shape = Shape(4, 12 if projected else 8, 2)
+    objective = Objective(Losses(patience=1.0), LAYERS, STUDENT, shape)
+    assert list(objective.projections) == (["shared"] if projected else [])
+    student, teacher = make_captured(STUDENT, 1), make_captured(shape, 2)
+    _, values = objective(student, teacher, make_batch())
+    project = objective.projections["shared"] if projected else nn.Identity()
+    expected = []
+    for m, n in LAYERS:
+        a, b = (torch.stack([x[0] for x in rows(h)]) for h in (student.hidden[m], teacher.hidden[n]))
+        a, b = (x / x.norm(dim=1, keepdim=True) for x in (project(a), b))
+        expected.append(((a - b) ** 2).sum(1).mean())
+    torch.testing.assert_close(values["patience"], torch.stack(expected).mean())
+    assert objective.counts_sequences
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_cosine_is_of_the_last_pair(projected: bool) -> None:
+    shape = Shape(4, 12 if projected else 8, 2)
+    objective = Objective(Losses(cosine=1.0, projection="layer"), LAYERS, STUDENT, shape)
+    assert list(objective.projections) == (["layer_2"] if projected else [])
+    student, teacher = make_captured(STUDENT, 1), make_captured(shape, 2)
+    _, values = objective(student, teacher, make_batch())
+    project = objective.projections["layer_2"] if projected else nn.Identity()
+    expected = 1 - F.cosine_similarity(project(student.hidden[2]), teacher.hidden[4])
+    torch.testing.assert_close(values["cosine"], expected.mean())
+    assert objective.student_taps.hidden == frozenset({2})
 
 
 def test_soft_and_hard_labels() -> None:
@@ -142,6 +179,15 @@ def test_soft_and_hard_labels() -> None:
     soft = 9 * F.cross_entropy(student.logits / 3, (teacher.logits / 3).softmax(-1))
     torch.testing.assert_close(values["soft"], soft)
     torch.testing.assert_close(values["hard"], F.cross_entropy(student.logits, torch.tensor([0, 2, 1, 1])))
+
+
+def test_forms_of_soft_labels() -> None:
+    how = Losses(soft=1.0, temperature=2.0, soft_form="kl", soft_reduction="mean", temperature_squared=False)
+    _, values, _, student, teacher = evaluate(how)
+    assert student.logits is not None
+    assert teacher.logits is not None
+    log_s, log_t = ((x / 2).log_softmax(-1) for x in (student.logits, teacher.logits))
+    torch.testing.assert_close(values["soft"], (log_t.exp() * (log_t - log_s)).mean())
 
 
 def test_label_op_is_told_the_gradients_that_will_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +240,7 @@ def test_unequal_heads_are_refused_and_relations_offered() -> None:
         (Losses(hidden=-1.0), "weight of the hidden loss is -1.0"),
         (Losses(soft=math.nan), "weight of the soft loss is nan"),
         (Losses(relation=1.0, relation_heads=5), "relation_heads is 5.*student's width 8"),
+        (Losses(relation=1.0, relation_heads=4, relation_pairs="qq,kx"), "relation_pairs is 'qq,kx'"),
     ],
 )
 def test_bad_losses_are_refused(losses: Losses, message: str) -> None:

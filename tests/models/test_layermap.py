@@ -19,6 +19,8 @@ from fastdistill.models.layermap import choose_layers, format_layer_map, parse_l
         ("skip", 4, 12, {1: 3, 2: 6, 3: 9}),
         ("skip", 5, 12, {1: 2, 2: 4, 3: 6, 4: 8}),
         ("last", 6, 12, {1: 7, 2: 8, 3: 9, 4: 10, 5: 11}),  # PKD-Last
+        ("top", 4, 12, {1: 9, 2: 10, 3: 11, 4: 12}),  # TinyBERT's ablation
+        ("bottom", 4, 12, {1: 1, 2: 2, 3: 3, 4: 4}),
         ("1:3,2:6", 4, 12, {1: 3, 2: 6}),
         (" 1:12 , 4:1 ", 4, 12, {1: 12, 4: 1}),
     ],
@@ -30,7 +32,7 @@ def test_maps(text: str, student: int, teacher: int, layers: dict[int, int]) -> 
 @pytest.mark.parametrize(
     ("text", "student", "teacher", "message"),
     [
-        ("every", 4, 12, "'every' is not uniform, skip, last or pairs"),
+        ("every", 4, 12, "'every' is not uniform, skip, last, top, bottom or pairs"),
         ("", 4, 12, "is not uniform"),
         ("1-3", 4, 12, "is not uniform"),
         ("1:2:3", 4, 12, "is not uniform"),
@@ -41,6 +43,8 @@ def test_maps(text: str, student: int, teacher: int, layers: dict[int, int]) -> 
         ("1:0", 4, 12, "pairs 1:0"),
         ("skip", 12, 6, "pairs 1:0, but the student has 12 layers and the teacher 6"),
         ("last", 12, 6, "pairs 1:-5"),
+        ("top", 12, 6, "pairs 1:-5"),
+        ("bottom", 12, 6, "pairs 7:7"),
         ("skip", 1, 12, "maps no layer of a student with 1"),
         ("last", 1, 12, "maps no layer of a student with 1"),
         ("1:3,1:4", 4, 12, "names a student layer twice"),

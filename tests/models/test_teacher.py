@@ -7,7 +7,8 @@ import torch
 from encoders import CAPTURED, make_batch, tiny_encoder
 
 from fastdistill.models.capture import Recorder, Taps
-from fastdistill.models.teacher import Live, Packed
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Ensemble, Live, Packed
 
 TAPS = Taps(hidden=frozenset({3}), q=frozenset({1}), logits=True)
 
@@ -107,3 +108,43 @@ def test_rotary_frequencies_keep_their_digits() -> None:
     assert frequencies
     assert {b.dtype for b in frequencies} == {torch.float32}
     assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+
+
+def other_encoder() -> Encoder:
+    """One of the same shape that says other things."""
+    encoder = tiny_encoder("bert", head=True)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.mul_(0.9)
+    return encoder
+
+
+def test_teachers_that_speak_as_one() -> None:
+    batch = make_batch([9, 4])
+    one, two = (Live(encoder)(batch, TAPS) for encoder in (tiny_encoder("bert", head=True), other_encoder()))
+    got = Ensemble([tiny_encoder("bert", head=True), other_encoder()], [3.0, 1.0])(batch, TAPS)
+    assert one.logits is not None
+    assert two.logits is not None
+    torch.testing.assert_close(got.logits, 0.75 * one.logits + 0.25 * two.logits)
+    torch.testing.assert_close(got.hidden[3], 0.75 * one.hidden[3] + 0.25 * two.hidden[3])
+    assert torch.equal(got.q[1], one.q[1])
+    assert not torch.allclose(one.logits, two.logits)
+
+
+def test_fingerprint_tells_teachers_and_weights_apart() -> None:
+    def fingerprint(*weights: float) -> str:
+        return Ensemble([tiny_encoder("bert", head=True), other_encoder()], weights).fingerprint()
+
+    assert fingerprint(1, 1) == fingerprint(2, 2)
+    assert len({fingerprint(1, 1), fingerprint(1, 2), Live(tiny_encoder("bert", head=True)).fingerprint()}) == 3
+
+
+def test_dropout_may_be_left_on() -> None:
+    batch, encoder = make_batch([9, 4]), tiny_encoder("bert", head=True)
+    noisy = Live(encoder, dropout=True).eval()
+    torch.manual_seed(0)
+    first = noisy(batch, TAPS)
+    again = noisy(batch, TAPS)
+    torch.manual_seed(0)
+    assert not torch.equal(first.hidden[3], again.hidden[3])
+    assert torch.equal(first.hidden[3], noisy(batch, TAPS).hidden[3])

@@ -1,0 +1,162 @@
+"""A grid of runs: every combination of some values, the best by the score on the validation rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fastdistill import ranks
+from fastdistill.checkpoint import publish
+from fastdistill.checks import check_values
+from fastdistill.recipe import Recipe, Stage
+from fastdistill.runner import run
+from fastdistill.workspace import Workspace
+
+Values = dict[str, Any]
+
+
+def sweep(
+    recipe: Recipe, grid: Mapping[str, Sequence[Any]], *, resume: bool = False, overwrite: bool = False
+) -> list[Values]:
+    """Run `recipe` once for every combination of the values in `grid`, and say which is best on the validation rows.
+
+    Each run lies in a folder of its own under ``output_dir/runs``. The first one fine-tunes the teacher for all and
+    trains the control; ``output_dir`` gets a copy of the best student and sweep.md, one row for each run.
+
+    Args:
+        recipe: what is not in the grid.
+        grid: lists of values by dotted name, such as ``{"pkd.losses.temperature": [5, 10]}``; names that change
+            together are joined by commas, and have lists for values.
+        resume, overwrite: as in `run`, of every run.
+
+    Returns:
+        Of every run its values, score on the validation rows (`validation`) and score on the held-out rows (`score`),
+        best first.
+
+    Raises:
+        ValueError: a name that the recipe has not got, values that no run could use, a recipe whose last stage is not
+            scored on validation rows, or an output directory that holds a single run.
+        OSError: something could not be read or written.
+    """
+    root = Path(recipe.output_dir).expanduser()
+    names, variants = list(grid), list(combinations(recipe, grid))
+    _check(recipe, root, variants)
+    rows: list[Values] = []
+    teacher = recipe.teacher
+    for number, (values, variant) in enumerate(variants):
+        folder = root / "runs" / f"{number:03d}"
+        variant = dataclasses.replace(variant, output_dir=str(folder), teacher=teacher)
+        if number:
+            variant = dataclasses.replace(variant, control=dataclasses.replace(variant.control, skip=True))
+        report = run(variant, resume=resume and folder.exists(), overwrite=overwrite and folder.exists())
+        if number == 0 and teacher.finetuned is None and _needs_teacher(recipe):
+            teacher = dataclasses.replace(teacher, finetuned=str(Workspace(folder).teacher))
+        control = report.get("control", {}).get("score")
+        rows.append(
+            {
+                "run": folder.name,
+                "values": values,
+                "validation": report["stages"][-1]["validation"],
+                "score": report["student"]["score"],
+            }
+            | ({"control": control} if control is not None else {})
+        )
+    rows.sort(key=lambda row: -row["validation"])  # of equals the first
+    ranks.agree(lambda: _write(root, names, rows))
+    return rows
+
+
+def combinations(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[tuple[Values, Recipe]]:
+    """The values of every run, and `recipe` with them."""
+    if not grid:
+        raise ValueError("the sweep names no values: give a grid such as {'tsd.losses.temperature': [1, 2]}")
+    for name, listed in grid.items():
+        if not isinstance(listed, list | tuple) or not listed:
+            raise ValueError(f"sweep: {name} is {listed!r}: give a list of values")
+    found = []
+    for chosen in product(*grid.values()):
+        values: Values = {}
+        for name, value in zip(grid, chosen, strict=True):
+            parts = [part.strip() for part in name.split(",")]
+            many = value if len(parts) > 1 else [value]
+            if not isinstance(many, list | tuple) or len(many) != len(parts):
+                raise ValueError(f"sweep: {name} are {len(parts)} values, {value!r} is not as many")
+            values |= dict(zip(parts, many, strict=True))
+        variant = recipe
+        for name, value in values.items():
+            variant = with_value(variant, name.split("."), value, name)
+        found.append((values, variant))
+    return found
+
+
+def with_value(part: Any, path: list[str], value: Any, name: str) -> Any:
+    """`part` of a recipe, with another value under the names `path`; `name` is how the user called it.
+
+    Raises:
+        ValueError: there is no such name, or it is a group of values.
+    """
+    first, *rest = path
+    if isinstance(part, Recipe) and first in part.stages:
+        stage = with_value(part.stages[first], rest, value, name) if rest else None
+        if not isinstance(stage, Stage):
+            raise ValueError(f"sweep: {name} is a group of values: name one of them")
+        return dataclasses.replace(part, stages=part.stages | {first: stage})
+    fields = [f.name for f in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+    if first not in fields:
+        raise ValueError(f"sweep: the recipe has no {name}" + (f"; there are {', '.join(fields)}" if fields else ""))
+    old = getattr(part, first)
+    if not rest and dataclasses.is_dataclass(old):
+        raise ValueError(f"sweep: {name} is a group of values: name one of them")
+    if not rest and isinstance(old, int | float) and not isinstance(value, int | float):
+        raise ValueError(f"sweep: {name} is {value!r}: it must be a number")
+    return dataclasses.replace(part, **{first: with_value(old, rest, value, name) if rest else value})
+
+
+def _needs_teacher(recipe: Recipe) -> bool:
+    return recipe.task.path is not None and not recipe.finetune.skip
+
+
+def _check(recipe: Recipe, root: Path, variants: list[tuple[Values, Recipe]]) -> None:
+    """Refuse, before the first run, what some run could not use."""
+    for values, variant in variants:
+        check_values(variant)
+        if touched := [
+            name for name in values if name.split(".")[0] in ("teacher", "finetune", "output_dir", "control")
+        ]:
+            raise ValueError(f"sweep: {touched[0]} cannot vary, for the runs share it")
+        last = [stage for stage in variant.stages.values() if not stage.skip][-1:]
+        if not last or last[0].keep != "best":
+            raise ValueError("a sweep chooses by the score on the validation rows: the last stage must keep the best")
+    if (root / "recipe.json").exists():
+        raise ValueError(f"{root} holds a single run: choose another --output_dir for the sweep")
+
+
+def _write(root: Path, names: list[str], rows: list[Values]) -> None:
+    """sweep.json, sweep.md and the best student."""
+    columns = [part.strip() for name in names for part in name.split(",")]
+    control = next((row["control"] for row in rows if "control" in row), None)
+    lines = [
+        f"| run | {' | '.join(columns)} | validation (%) | held out (%) |",
+        "|---|" + "---:|" * (len(columns) + 2),
+        *(
+            f"| {row['run']} | {' | '.join(str(row['values'][name]) for name in columns)} | "
+            f"{100 * row['validation']:.2f} | {100 * row['score']:.2f} |"
+            for row in rows
+        ),
+    ]
+    said = "" if control is None else f" The control has {100 * control:.2f} % there."
+    best = root / "runs" / rows[0]["run"] / "student"
+    text = "\n".join([*lines, "", f"Best on the validation rows first; its student is {root / 'student'}.{said}", ""])
+
+    def copy(to: Path) -> None:
+        shutil.copytree(best, to, dirs_exist_ok=True)
+
+    publish(root / "student", copy)
+    (root / "sweep.md").write_text(text)
+    (root / "sweep.json").write_text(json.dumps(rows, indent=1))
+    print(f"\n{text}")

@@ -1,0 +1,31 @@
+"""Plain knowledge distillation: the teacher's soft labels and the gold labels, on task text (Hinton et al., 2015).
+
+    python -m recipes.kd --teacher.path bert-base-uncased --student.num_hidden_layers 6 \
+        --task.path nyu-mll/glue --task.name rte --task.text sentence1 --task.pair sentence2 --output_dir out
+
+finetune  the teacher learns the task (left out when --teacher.finetuned names one that has)
+kd        soft labels at temperature 2, and gold labels; the student starts from the teacher's first layers
+control   the same student on gold labels alone
+"""
+
+from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main
+
+RECIPE = Recipe(
+    teacher=Teacher(),
+    student=Student(num_hidden_layers=6, init_layers="first"),
+    general=Corpus(),
+    task=Task(),
+    finetune=FINETUNE,
+    stages={
+        "kd": Stage(
+            losses=Losses(soft=0.5, hard=0.5, temperature=2.0, soft_form="kl"),
+            epochs=4,
+            optim=Optim(learning_rate=5e-5),
+            keep="best",
+        ),
+    },
+    control=CONTROL,
+)
+
+if __name__ == "__main__":
+    main(RECIPE, __doc__)

@@ -1,0 +1,38 @@
+"""MiniLMv2: query, key and value relations of one layer, on general text; then the task on gold labels.
+
+    python -m recipes.minilm_v2 --teacher.path bert-base-uncased --general.path "wiki/*.txt" \
+        --task.path nyu-mll/glue --task.name sst2 --task.text sentence --output_dir out
+
+Wang et al., arXiv 2012.15828. Both models' heads are re-split into 48 relation heads, so that their own numbers may
+differ; 48 must divide both widths (--minilm_v2.losses.relation_heads). Of a teacher of 24 layers the paper takes an
+upper middle one: --minilm_v2.layer_map 6:21.
+
+minilm_v2 KL divergence of query, key and value relations, last layer to last layer
+tune      gold labels
+control   the same student on gold labels alone, from the start
+"""
+
+from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main
+
+RECIPE = Recipe(
+    teacher=Teacher(),
+    student=Student(num_hidden_layers=6, hidden_size=384, intermediate_size=1536, num_attention_heads=12),
+    general=Corpus(),
+    task=Task(),
+    finetune=FINETUNE,
+    stages={
+        "minilm_v2": Stage(
+            teacher="pretrained",
+            data="general",
+            losses=Losses(relation=1.0, relation_pairs="qq,kk,vv", relation_heads=48),
+            epochs=1,
+            tokens_per_batch=4096,
+            optim=Optim(learning_rate=6e-4, warmup_ratio=0.01),
+        ),
+        "tune": Stage(teacher="none", losses=Losses(hard=1.0), epochs=5, optim=Optim(learning_rate=5e-5), keep="best"),
+    },
+    control=CONTROL,
+)
+
+if __name__ == "__main__":
+    main(RECIPE, __doc__)

@@ -1,0 +1,109 @@
+"""Every method is a recipe that the one engine runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fastdistill import Recipe, Student, Teacher, run
+from tests.tiny import make_teacher, shorten, tiny_recipe
+
+replace = dataclasses.replace
+
+
+def miniature(name: str, world: Path, out: Path) -> Recipe:
+    """The stages of a recipe on the tiny job; relation heads that divide its widths."""
+    full: Recipe = importlib.import_module(f"recipes.{name}").RECIPE
+    stages = {
+        stage: replace(shorten(values, 2), losses=replace(values.losses, relation_heads=2))
+        for stage, values in full.stages.items()
+    }
+    small = tiny_recipe(world, out)
+    student = Student(num_hidden_layers=3, hidden_size=12, init_layers=full.student.init_layers)
+    return replace(small, stages=stages, student=student, finetune=shorten(full.finetune, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("kd", [{"soft", "hard"}]),
+        ("patient_kd", [{"soft", "hard", "patience"}]),
+        ("minilm", [{"relation"}, {"hard"}]),
+        ("minilm_v2", [{"relation"}, {"hard"}]),
+    ],
+)
+def test_terms_of_every_stage(name: str, terms: list[set[str]], world: Path, tmp_path: Path) -> None:
+    report = run(miniature(name, world, tmp_path / "out"))
+    assert [set(stage["losses"]) for stage in report["stages"]] == terms
+    assert report["student"]["score"] is not None
+    assert report["control"]["score"] is not None
+
+
+def test_student_of_patient_kd_starts_from_the_first_layers(world: Path, tmp_path: Path) -> None:
+    recipe = miniature("patient_kd", world, tmp_path / "out")
+    run(replace(recipe, student=replace(recipe.student, hidden_size=None)))
+    initial, teacher = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out" / "stages" / "init", world / "teacher")
+    )
+    name = "encoder.layer.{}.attention.self.query.weight"
+    assert all((initial[name.format(n)] == teacher[name.format(n)]).all() for n in range(3))
+
+
+def test_assistant_is_distilled_first_and_teaches(world: Path, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=16))
+    report = run(recipe)
+    assistant = json.loads((tmp_path / "out" / "assistant" / "report.json").read_text())
+    assert "control" not in assistant
+    assert report["teacher"]["parameters"] == assistant["student"]["parameters"]
+    assert report["teacher"]["score"] == assistant["student"]["score"]
+    assert run(recipe, resume=True) == report
+
+
+def test_assistant_needs_a_head(world: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, tmp_path / "out")
+    stages = {name: replace(stage, skip=name == "tsd") for name, stage in recipe.stages.items()}
+    with pytest.raises(ValueError, match="an assistant teaches with a head"):
+        run(replace(recipe, stages=stages, assistant=Student(num_hidden_layers=3)))
+
+
+def finetuned(world: Path, folder: Path, **shape: int) -> str:
+    """A classifier of the tiny task, hardly trained."""
+    return str(make_teacher(folder, head=True, **shape))
+
+
+def test_several_teachers(world: Path, done: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, tmp_path / "out")
+    recipe = replace(recipe, stages={"tsd": recipe.stages["tsd"]}, logging_steps=1)
+    one = run(replace(recipe, teacher=Teacher(finetuned=str(done / "teacher"))))
+    several = Teacher(
+        finetuned=str(done / "teacher"), others=(finetuned(world, tmp_path / "other"),), weights=(1.0, 3.0)
+    )
+    two = run(replace(recipe, teacher=several, output_dir=str(tmp_path / "two")))
+    first, second = (report["stages"][0]["losses"] for report in (one, two))
+    assert first["attention"][0] == pytest.approx(second["attention"][0], rel=1e-4)  # the first teacher's
+    assert first["soft"][0] != pytest.approx(second["soft"][0], rel=1e-3)
+    assert first["hidden"][0] != pytest.approx(second["hidden"][0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (Teacher(others=("x",), weights=(1.0,)), r"teacher.weights is \[1.0\]: give 2 numbers above 0"),
+        (Teacher(weights=(0.0,)), r"teacher.weights is \[0.0\]: give 1 numbers above 0"),
+    ],
+)
+def test_weights_of_teachers_are_checked(teacher: Teacher, message: str, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(replace(tiny_recipe(world, tmp_path / "out"), teacher=replace(teacher, path=str(world / "teacher"))))
+
+
+def test_teachers_of_unlike_shapes_are_refused(world: Path, done: Path, tmp_path: Path) -> None:
+    other = finetuned(world, tmp_path / "other", num_hidden_layers=3)
+    teacher = Teacher(path=str(world / "teacher"), finetuned=str(done / "teacher"), others=(other,))
+    with pytest.raises(ValueError, match=r"one shape, but .*other has num_hidden_layers 3, the first 4"):
+        run(replace(tiny_recipe(world, tmp_path / "out"), teacher=teacher))

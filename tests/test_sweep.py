@@ -1,0 +1,80 @@
+"""A grid of runs, and the table that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from fastdistill import Recipe
+from fastdistill.sweep import combinations, sweep
+from recipes.kd import RECIPE
+from tests.tiny import shorten, tiny_recipe
+
+replace = dataclasses.replace
+GRID = {"kd.losses.temperature": [1.0, 4.0], "kd.losses.soft,kd.losses.hard": [[1.0, 0.0], [0.5, 0.5]]}
+
+
+def small(world: Path, out: Path) -> Recipe:
+    return replace(tiny_recipe(world, out), stages={"kd": shorten(RECIPE.stages["kd"], 6)})
+
+
+def test_every_combination_once() -> None:
+    found = combinations(RECIPE, GRID)
+    values = [(v["kd.losses.temperature"], v["kd.losses.soft"], v["kd.losses.hard"]) for v, _ in found]
+    assert values == [(1.0, 1.0, 0.0), (1.0, 0.5, 0.5), (4.0, 1.0, 0.0), (4.0, 0.5, 0.5)]
+    for (temperature, soft, hard), (_, recipe) in zip(values, found, strict=True):
+        losses = recipe.stages["kd"].losses
+        assert (losses.temperature, losses.soft, losses.hard) == (temperature, soft, hard)
+        assert recipe.stages["kd"].optim == RECIPE.stages["kd"].optim
+
+
+def test_best_on_the_validation_rows_comes_first(world: Path, tmp_path: Path) -> None:
+    recipe, out = small(world, tmp_path / "out"), tmp_path / "out"
+    rows = sweep(recipe, GRID)
+    assert [row["validation"] for row in rows] == sorted((row["validation"] for row in rows), reverse=True)
+    reports = {name: json.loads((out / "runs" / name / "report.json").read_text()) for name in ("000", "003")}
+    for row in rows:
+        if row["run"] in reports:
+            assert row["validation"] == reports[row["run"]]["stages"][-1]["validation"]
+            assert row["score"] == reports[row["run"]]["student"]["score"]
+    best = load_file(out / "runs" / rows[0]["run"] / "student" / "model.safetensors")
+    assert all((best[k] == v).all() for k, v in load_file(out / "student" / "model.safetensors").items())
+    assert (out / "runs" / "000" / "teacher" / "model.safetensors").exists()
+    assert not (out / "runs" / "001" / "teacher" / "model.safetensors").exists()  # that of the first run
+    assert ["control" in row for row in sorted(rows, key=lambda row: row["run"])] == [True, False, False, False]
+    lines = (out / "sweep.md").read_text().splitlines()
+    names = ["run", "kd.losses.temperature", "kd.losses.soft", "kd.losses.hard", "validation (%)", "held out (%)"]
+    assert lines[0] == f"| {' | '.join(names)} |"
+    assert [line.split(" | ")[0] for line in lines[2:6]] == [f"| {row['run']}" for row in rows]
+    times = [(out / "runs" / f"{n:03d}" / "report.json").stat().st_mtime_ns for n in range(4)]
+    assert sweep(recipe, GRID, resume=True) == rows
+    assert times == [(out / "runs" / f"{n:03d}" / "report.json").stat().st_mtime_ns for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({}, "names no values"),
+        ({"kd.losses.temperature": 3}, "kd.losses.temperature is 3: give a list"),
+        ({"kd.losses.temperature": []}, "give a list"),
+        ({"kd.losses.heat": [1]}, "the recipe has no kd.losses.heat; there are attention,"),
+        ({"tsd.losses.soft": [1]}, "the recipe has no tsd.losses.soft"),
+        ({"kd.losses": [1]}, "kd.losses is a group of values"),
+        ({"kd": [1]}, "kd is a group of values"),
+        ({"kd.losses.temperature.x": [1]}, "the recipe has no kd.losses.temperature.x"),
+        ({"kd.losses.temperature": ["hot"]}, "kd.losses.temperature is 'hot': it must be a number"),
+        ({"kd.losses.soft,kd.losses.hard": [1]}, "are 2 values, 1 is not as many"),
+        ({"kd.keep": ["worst"]}, "kd.keep is 'worst'"),
+        ({"kd.keep": ["last"]}, "the last stage must keep the best"),
+        ({"teacher.path": ["a"]}, "teacher.path cannot vary"),
+    ],
+)
+def test_refused_before_the_first_run(grid: dict[str, Any], message: str, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep(small(world, tmp_path / "out"), grid)
+    assert not (tmp_path / "out").exists()
