@@ -88,6 +88,23 @@ def test_several_teachers(world: Path, done: Path, tmp_path: Path) -> None:
     assert first["attention"][0] == pytest.approx(second["attention"][0], rel=1e-4)  # the first teacher's
     assert first["soft"][0] != pytest.approx(second["soft"][0], rel=1e-3)
     assert first["hidden"][0] != pytest.approx(second["hidden"][0], rel=1e-3)
+    alike = replace(several, weights=None)
+    three = run(replace(recipe, teacher=alike, output_dir=str(tmp_path / "three")))
+    assert second["soft"][0] != pytest.approx(three["stages"][0]["losses"]["soft"][0], rel=1e-3)
+
+
+def test_dropout_of_a_teacher(world: Path, done: Path, tmp_path: Path) -> None:
+    """As drawn by every batch anew, so that what the teacher says is never kept on disk."""
+    recipe = replace(tiny_recipe(world, tmp_path / "one"), teacher=Teacher(finetuned=str(done / "teacher")))
+    quiet = replace(recipe.stages["tad"], steps=None, epochs=2.0)
+    noisy = replace(quiet, teacher_dropout=True)
+    recipe = replace(recipe, teacher_cache=True, cache_dir=str(tmp_path / "cache"), logging_steps=1)
+    one = run(replace(recipe, stages={"tad": noisy}))
+    assert not (tmp_path / "cache" / "teacher").exists()
+    two = run(replace(recipe, stages={"tad": quiet}, output_dir=str(tmp_path / "two")))
+    assert (tmp_path / "cache" / "teacher").exists()
+    first, second = (report["stages"][0]["losses"]["hidden"][0] for report in (one, two))
+    assert first != pytest.approx(second, rel=1e-3)
 
 
 @pytest.mark.parametrize(
