@@ -1,6 +1,7 @@
-"""Print the committed results into README.md: python -m bench.table
+"""Print the committed results into README.md and docs/results.md: python -m bench.table
 
-Each block of the README between `<!-- NAME -->` and `<!-- end -->` is written from `bench/results/**/NAME.json`.
+Each block of the README between `<!-- NAME -->` and `<!-- end -->` is written from `bench/results/**/NAME.json`, the
+page of results from all `quality_*.json`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.figures import Result, both, floor, least, share, speedup
+from bench.quality import page
 from fastdistill.report import table
 
 ROOT = Path(__file__).parent.parent
@@ -154,3 +156,4 @@ def render(readme: str) -> str:
 if __name__ == "__main__":
     path = ROOT / "README.md"
     path.write_text(render(path.read_text()))
+    page.PAGE.write_text(page.render())

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -28,8 +28,11 @@ class Parser(ArgumentParser):
     """jsonargparse's parser, whose errors name the nearest known option in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = f"{message.strip()}{_nearest(message, list(self.get_defaults().keys()))}"
+        if not self.exit_on_error:
+            raise ArgumentError(None, message) from ex
         if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
-            print(f"error: {message.strip()}{_nearest(message, list(self.get_defaults().keys()))}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             print(f"see python -m {self.prog} --help for every option", file=sys.stderr)
         sys.exit(2)
 
@@ -105,6 +108,25 @@ def parse(
             config = parser.parse_args(argv)
     except UnicodeDecodeError as error:
         parser.error(f"the configuration file is not UTF-8 text: {error}")
+    return _chosen(recipe, parser, config)
+
+
+def overridden(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """`recipe` with the options that `values` holds, nested as in a YAML file.
+
+    Raises:
+        ValueError: an option that there is not, or a value that it cannot have.
+    """
+    parser = make_parser(recipe, "", "")
+    parser.exit_on_error = False
+    try:
+        return _chosen(recipe, parser, parser.parse_object(values))[0]
+    except ArgumentError as error:
+        raise ValueError(str(error)) from None
+
+
+def _chosen(recipe: Recipe, parser: Parser, config: Namespace) -> tuple[Recipe, Namespace]:
+    """The recipe that the parsed `config` describes, and the run's own switches."""
     groups = {name.rpartition(".")[0] for name in list(parser.get_defaults().keys())} - {""}
     for group in sorted(groups):
         if not isinstance(value := config.get(group), Namespace):

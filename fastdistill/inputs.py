@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdistill.checks import check_stage
@@ -202,8 +203,15 @@ def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder
 
 
 def _first_projections(recipe: Recipe, student: Encoder, teacher: Encoder) -> dict[str, Tensor]:
-    """Projections with which a student made of the teacher's weights starts: back from the basis it was reduced to."""
-    if recipe.student.path is not None or recipe.student.init == "random":
+    """Projections with which the student starts.
+
+    One made of the teacher's weights: back from the basis it was reduced to. One of its own: those of the stage that
+    left its folder, if one did.
+    """
+    if recipe.student.path is not None:
+        left = Path(recipe.student.path).expanduser() / "objective.safetensors"
+        return load_file(left) if left.exists() else {}
+    if recipe.student.init == "random":
         return {}
     basis = teacher_basis(teacher, student.hidden_size).contiguous()
     names = ["shared", *(f"layer_{layer}" for layer in range(student.num_hidden_layers + 1))]

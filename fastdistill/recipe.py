@@ -41,7 +41,8 @@ class Student:
         dropout: probability in attention and hidden layers while training, default the teacher's.
         init: teacher = copy the teacher's weights, reduced to the student's width where it is narrower; random.
         init_layers: which teacher layers init copies: uniform, first, last, or a list such as "1,3,6".
-        path: start from this student folder (or Hub id) instead; the shape and init options must then be left alone.
+        path: start from this student folder (or Hub id) instead, with the projections of the stage that left it, if one
+            did; the shape and init options must then be left alone.
     """
 
     preset: Literal["tinybert4", "tinybert6"] | None = None

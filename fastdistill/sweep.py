@@ -13,7 +13,8 @@ from typing import Any
 from fastdistill import ranks
 from fastdistill.checkpoint import publish
 from fastdistill.checks import check_values
-from fastdistill.recipe import Recipe, Stage
+from fastdistill.cli import overridden
+from fastdistill.recipe import Recipe
 from fastdistill.runner import run
 from fastdistill.workspace import Workspace
 
@@ -53,7 +54,8 @@ def sweep(
         variant = dataclasses.replace(variant, output_dir=str(folder), teacher=teacher)
         if number:
             variant = dataclasses.replace(variant, control=dataclasses.replace(variant.control, skip=True))
-        report = run(variant, resume=resume and folder.exists(), overwrite=overwrite and folder.exists())
+        there = ranks.agree(folder.exists)
+        report = run(variant, resume=resume and there, overwrite=overwrite and there)
         if number == 0 and teacher.finetuned is None and _needs_teacher(recipe):
             teacher = dataclasses.replace(teacher, finetuned=str(Workspace(folder).teacher))
         control = report.get("control", {}).get("score")
@@ -87,34 +89,23 @@ def combinations(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[tupl
             if not isinstance(many, list | tuple) or len(many) != len(parts):
                 raise ValueError(f"sweep: {name} are {len(parts)} values, {value!r} is not as many")
             values |= dict(zip(parts, many, strict=True))
-        variant = recipe
-        for name, value in values.items():
-            variant = with_value(variant, name.split("."), value, name)
-        found.append((values, variant))
+        try:
+            found.append((values, overridden(recipe, _nested(values))))
+        except ValueError as error:
+            raise ValueError(f"sweep: {' '.join(str(error).split())}") from None
     return found
 
 
-def with_value(part: Any, path: list[str], value: Any, name: str) -> Any:
-    """`part` of a recipe, with another value under the names `path`; `name` is how the user called it.
-
-    Raises:
-        ValueError: there is no such name, or it is a group of values.
-    """
-    first, *rest = path
-    if isinstance(part, Recipe) and first in part.stages:
-        stage = with_value(part.stages[first], rest, value, name) if rest else None
-        if not isinstance(stage, Stage):
-            raise ValueError(f"sweep: {name} is a group of values: name one of them")
-        return dataclasses.replace(part, stages=part.stages | {first: stage})
-    fields = [f.name for f in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
-    if first not in fields:
-        raise ValueError(f"sweep: the recipe has no {name}" + (f"; there are {', '.join(fields)}" if fields else ""))
-    old = getattr(part, first)
-    if not rest and dataclasses.is_dataclass(old):
-        raise ValueError(f"sweep: {name} is a group of values: name one of them")
-    if not rest and isinstance(old, int | float) and not isinstance(value, int | float):
-        raise ValueError(f"sweep: {name} is {value!r}: it must be a number")
-    return dataclasses.replace(part, **{first: with_value(old, rest, value, name) if rest else value})
+def _nested(values: Values) -> Values:
+    """``{"a.b": 1, "a.c": 2}`` as ``{"a": {"b": 1, "c": 2}}``."""
+    tree: Values = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        inner = tree
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return tree
 
 
 def _needs_teacher(recipe: Recipe) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher
-from fastdistill.cli import parse
+from fastdistill.cli import overridden, parse
 
 ROOT = Path(__file__).parent.parent
 RECIPE = Recipe(Teacher(), Student(), Corpus(), Task(), FINETUNE, ERNIE_TINY, CONTROL)
@@ -106,6 +106,29 @@ def test_bad_value_is_refused_and_named(argv: list[str], capsys: pytest.CaptureF
         parsed(*argv)
     assert stop.value.code == 2
     assert argv[1] in capsys.readouterr().err
+
+
+def test_overridden_is_what_the_same_yaml_gives(tmp_path: Path) -> None:
+    yaml = {"tsd": {"epochs": 2, "losses": {"soft": 0.5}}, "gd": {"steps": 7}, "student": {"init": "random"}, "seed": 3}
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(yaml))
+    assert overridden(RECIPE, yaml) == parsed("--config", str(path))
+    assert overridden(RECIPE, {}) == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tsd": {"losses": {"sofft": 1}}}, "did you mean tsd.losses.soft"),
+        ({"tds": {"steps": 1}}, "did you mean tsd"),
+        ({"tsd": {"steps": "many"}}, "tsd.steps"),
+        ({"student": {"init": "none"}}, "student.init"),
+        ({"tsd": 3}, "tsd"),
+    ],
+)
+def test_overridden_refuses_with_an_error_that_can_be_caught(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        overridden(RECIPE, values)
 
 
 def test_print_config_is_a_yaml_that_gives_the_same_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

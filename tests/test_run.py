@@ -249,6 +249,17 @@ def test_student_of_ones_own(done: Path, world: Path, tmp_path: Path) -> None:
     assert all(torch.equal(start[name], given[name]) for name in given)
 
 
+def test_student_of_ones_own_goes_on_with_the_projections_of_its_stage(done: Path, world: Path, tmp_path: Path) -> None:
+    """So that stages of a second run are what they would have been in the first."""
+    recipe = only(tiny_recipe(world, tmp_path / "out"), "tad", "tsd")
+    teacher = replace(recipe.teacher, finetuned=str(done / "teacher"))
+    run(replace(recipe, teacher=teacher, student=Student(path=str(done / "stages" / "ged"))))
+    for name in ("model.safetensors", "objective.safetensors"):
+        assert (tmp_path / "out" / "stages" / "tsd" / name).read_bytes() == (
+            done / "stages" / "tsd" / name
+        ).read_bytes()
+
+
 def test_a_head_once_trained_is_kept(world: Path, tmp_path: Path) -> None:
     """Also by a stage whose losses do not use it."""
     recipe = tiny_recipe(world, tmp_path / "out")

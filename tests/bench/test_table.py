@@ -7,6 +7,7 @@ import pytest
 
 from bench import table
 from bench.figures import line
+from bench.quality import page
 from bench.table import render
 
 README = Path(__file__).parents[2] / "README.md"
@@ -15,6 +16,10 @@ README = Path(__file__).parents[2] / "README.md"
 def test_readme_is_up_to_date() -> None:
     text = README.read_text()
     assert render(text) == text, "run python -m bench.table"
+
+
+def test_page_of_results_is_up_to_date() -> None:
+    assert page.PAGE.read_text() == page.render(), "run python -m bench.table"
 
 
 def test_a_figure_typed_by_hand_is_found() -> None:

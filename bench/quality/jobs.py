@@ -1,0 +1,245 @@
+"""The jobs of an experiment: the teachers, the general stages that several runs share, the runs. Imports no torch.
+
+A job is called by what decides its outcome: its folder's name ends with a digest of its recipe and of the jobs that it
+starts from. Whoever changes the experiment gets other jobs, and those that it leaves as they were stay done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from fnmatch import fnmatch
+from functools import cached_property
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.quality.config import VARIED, Experiment, Method, lineage, recipe_of
+from fastdistill import Recipe, Student, Task, Teacher
+from fastdistill.cli import overridden
+
+GENERAL = ("general", "masked")  # what stages read that has no labels of the task
+FINETUNE = Method(recipe="recipes.finetune")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work that is done whole or not at all, and goes on where it was interrupted.
+
+    Args:
+        name: such as ernie_tiny/4x384/rte/1: method, student, task, seed.
+        kind: trial = the teacher fine-tuned with one learning rate; teacher = the best of the trials; general = the
+            stages before any task is known; run = a method on a task.
+        recipe: with paths below the data folder, and models of other jobs by their folder; None where there is nothing
+            to train.
+        needs: jobs whose models this one starts from, or chooses from.
+        row, student, task, seed: what it is of; empty and 0 where it is of none.
+    """
+
+    name: str
+    kind: Literal["trial", "teacher", "general", "run"]
+    recipe: Recipe | None
+    needs: tuple[Job, ...] = ()
+    row: str = ""
+    student: str = ""
+    task: str = ""
+    seed: int = 0
+
+    @cached_property
+    def folder(self) -> str:
+        """Where it lies below the folder of all jobs."""
+        decisive = json.dumps([told(self.recipe), [need.folder for need in self.needs]], sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}"
+
+    @property
+    def model(self) -> str:
+        """Where the model lies that it hands on."""
+        return f"{self.folder}/model"
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Optimiser steps on general text and on the task's, with those of the general job that it starts from."""
+        recipes = [job.recipe for job in (self, *self.needs) if job.recipe is not None]
+        stages = [stage for recipe in recipes for stage in recipe.stages.values()]
+        on = {True: 0, False: 0}
+        for stage in stages:
+            on[stage.data in GENERAL] += stage.steps or 0  # a trial counts epochs
+        return {"general": on[True], "task": on[False]}
+
+
+def told(value: Any) -> Any:
+    """`value` as JSON, of dataclasses what is not the default: options that are added later do not change it."""
+    if is_dataclass(value):
+        return {
+            f.name: told(getattr(value, f.name))
+            for f in fields(value)
+            if getattr(value, f.name) != (f.default_factory() if f.default_factory is not MISSING else f.default)
+        }
+    if isinstance(value, dict):
+        return {key: told(inner) for key, inner in value.items()}
+    return [told(inner) for inner in value] if isinstance(value, (tuple, list)) else value
+
+
+def all_jobs(experiment: Experiment) -> list[Job]:
+    """What the tables need: the teachers and the runs, in the order in which they are best done.
+
+    Raises:
+        ValueError: a method's options do not fit its recipe, or the budget is too small for its stages.
+    """
+    teachers = {key: teacher(experiment, key) for key in experiment.tasks}
+    rows = {key: Row.of(experiment, key) for table in experiment.tables.values() for key in table.rows}
+    runs: dict[str, Job] = {}
+    for table in experiment.tables.values():
+        for seed in table.seeds:
+            for student in table.students or experiment.students:
+                for task in table.tasks or experiment.tasks:
+                    for key in table.rows:
+                        job = run_of(experiment, rows[key], student, task, seed, teachers[task])
+                        runs[job.name] = job
+    return [*teachers.values(), *runs.values()]
+
+
+def chosen(jobs: Iterable[Job], pattern: str) -> list[Job]:
+    """The jobs whose names `pattern` fits."""
+    return [job for job in jobs if fnmatch(job.name, pattern)]
+
+
+def teacher(experiment: Experiment, task: str) -> Job:
+    """The choice of the teacher of a task among its trials."""
+    spec = experiment.teacher
+    finetune = overridden(recipe_of(FINETUNE), experiment.common)
+    ((name, stage),) = finetune.stages.items()
+    trials = []
+    for rate in spec.learning_rates:
+        tried = replace(
+            stage,
+            epochs=spec.epochs,
+            tokens_per_batch=spec.tokens_per_batch,
+            optim=replace(stage.optim, learning_rate=rate),
+        )
+        recipe = replace(
+            finetune,
+            teacher=Teacher(path=spec.path),
+            task=experiment.tasks[task],
+            stages={name: tried},
+            seed=spec.seed,
+        )
+        trials.append(Job(f"teacher/{task}/{rate:g}", "trial", recipe, row=f"{rate:g}", task=task, seed=spec.seed))
+    return Job(f"teacher/{task}", "teacher", None, tuple(trials), task=task, seed=spec.seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method, ready to be given a student and a task.
+
+    Args:
+        key: what the experiment calls it.
+        recipe: with the common options and its own; the stages that are skipped are left out.
+        varied: the options of the student and of the task that are its own, by group.
+        shares: of its stages in the steps.
+    """
+
+    key: str
+    recipe: Recipe
+    varied: dict[str, set[str]]
+    shares: dict[str, float]
+
+    @classmethod
+    def of(cls, experiment: Experiment, key: str) -> Row:
+        methods = lineage(experiment, key)
+        recipe = recipe_of(methods[0])
+        try:
+            for options in (experiment.common, *(method.overrides for method in methods)):
+                recipe = overridden(recipe, options) if options else recipe
+        except ValueError as error:
+            raise ValueError(f"method {key}: {error}") from None
+        stages = {name: stage for name, stage in recipe.stages.items() if not stage.skip}
+        varied = {group: {name for m in methods for name in m.overrides.get(group, ())} for group in VARIED}
+        shares = {name: share for method in methods for name, share in method.shares.items()}
+        return cls(key, replace(recipe, stages=stages), varied, shares)
+
+
+def run_of(experiment: Experiment, row: Row, student: str, task: str, seed: int, taught_by: Job) -> Job:
+    """A method on a task; it starts from the job of its stages on general text that do not know the task."""
+    recipe = resolved(experiment, row, student, task, seed)
+    recipe = replace(recipe, teacher=replace(recipe.teacher, finetuned=taught_by.model))
+    needs = [taught_by]
+    first = {}
+    for name, stage in recipe.stages.items():
+        if stage.data not in GENERAL or stage.teacher == "finetuned":
+            break
+        first[name] = stage
+    if first:
+        alone = replace(recipe, teacher=Teacher(path=recipe.teacher.path), task=Task(), stages=first)
+        general = Job(f"general/{student}/{seed}", "general", alone, student=student, seed=seed)
+        rest = {name: stage for name, stage in recipe.stages.items() if name not in first}
+        recipe = replace(recipe, student=Student(path=general.model), stages=rest)
+        needs.append(general)
+    return Job(f"{row.key}/{student}/{task}/{seed}", "run", recipe, tuple(needs), row.key, student, task, seed)
+
+
+def resolved(experiment: Experiment, row: Row, student: str, task: str, seed: int) -> Recipe:
+    """The recipe of a method with all that the experiment says; the teacher is yet to be fine-tuned."""
+    own = {
+        group: {name: getattr(getattr(row.recipe, group), name) for name in names}
+        for group, names in row.varied.items()
+    }
+    recipe = replace(
+        row.recipe,
+        teacher=Teacher(path=experiment.teacher.path),
+        student=replace(experiment.students[student], **own["student"]),
+        general=experiment.general,
+        task=replace(experiment.tasks[task], **own["task"]),
+        finetune=replace(row.recipe.finetune, skip=True),
+        control=replace(row.recipe.control, skip=True),
+        seed=seed,
+    )
+    try:
+        return budgeted(recipe, experiment, row.shares, task)
+    except ValueError as error:
+        raise ValueError(f"method {row.key}: {error}") from None
+
+
+def budgeted(recipe: Recipe, experiment: Experiment, shares: dict[str, float], task: str) -> Recipe:
+    """`recipe` with the steps and batches that the budget allows: the same for every method."""
+    budget = experiment.budget
+    stages = dict(recipe.stages)
+    for general, steps, tokens in (
+        (True, budget.general_steps, budget.general_tokens),
+        (False, budget.task_steps[task], budget.task_tokens),
+    ):
+        names = [name for name, stage in stages.items() if (stage.data in GENERAL) == general]
+        if not names and not general:
+            raise ValueError("it has no stage on the task's text: there would be nothing to score")
+        parts = [shares.get(name, 1.0) for name in names]
+        ends = [round(steps * end / sum(parts)) for end in accumulate(parts)]
+        for name, (begin, end) in zip(names, pairwise([0, *ends]), strict=True):
+            if begin == end:
+                raise ValueError(f"{steps} steps leave none for stage {name}: enlarge the budget or its share")
+            stages[name] = replace(
+                stages[name], steps=end - begin, epochs=None, tokens_per_batch=tokens, gradient_accumulation_steps=1
+            )
+    return replace(recipe, stages=stages)
+
+
+def placed(recipe: Recipe, *, data: Path, models: Path, output_dir: Path, cache_dir: Path) -> Recipe:
+    """`recipe` with its paths made absolute; those that nothing lies at below `data` are Hub ids."""
+
+    def below(folder: Path, path: str | None) -> str | None:
+        return str(folder / path) if path and (folder == models or (folder / path).exists()) else path
+
+    return replace(
+        recipe,
+        teacher=replace(
+            recipe.teacher,
+            path=below(data, recipe.teacher.path),
+            finetuned=below(models, recipe.teacher.finetuned),
+        ),
+        student=replace(recipe.student, path=below(models, recipe.student.path)),
+        general=replace(recipe.general, path=below(data, recipe.general.path)),
+        task=replace(recipe.task, path=below(data, recipe.task.path)),
+        output_dir=str(output_dir),
+        cache_dir=str(cache_dir),
+    )

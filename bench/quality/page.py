@@ -1,0 +1,133 @@
+"""docs/results.md from the committed results; `python -m bench.table` writes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.record import RESULTS
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+NOT_RUN = "not run"
+METRICS = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
+INTRODUCTION = """\
+# Results
+
+Scores are of rows that no choice was made on, in %: the mean and the standard deviation over the seeds. Choices (the
+teacher's learning rate, the best epoch) were made on other rows. Every method of a table takes the same optimiser steps
+of the same number of tokens; those without a stage on general text take none there. The teacher is fine-tuned on each
+task with several learning rates.
+
+A verdict is a paired bootstrap of 10,000 resamples of the test rows, all seeds together: the difference from the row
+that is compared with, and its 95 % interval. BEATS: the interval lies above 0. DOES NOT: it ends at 0 or below.
+INCONCLUSIVE: 0 lies inside.
+"""
+
+
+def render() -> str:
+    """The page; one section for every experiment of every machine."""
+    paths = sorted(RESULTS.glob("*/quality_*.json"))
+    sections = [section(json.loads(path.read_text())) for path in paths]
+    return "\n".join([INTRODUCTION, *(sections or ["No experiment has been run yet.\n"])])
+
+
+def section(found: dict[str, Any]) -> str:
+    """One experiment: its setting, and for every table and student the scores and the verdicts."""
+    config = found["config"]
+    budget = config["budget"]
+    taught = [
+        f"{task} {_percent(values['teacher']['score'])} ({values['teacher']['learning_rate']:g})"
+        for task, values in found["tasks"].items()
+        if "teacher" in values
+    ]
+    again = [task for task, values in found["tasks"].items() if len(values["teacher_scores"]) > 1]
+    (versions, *_) = found["versions"] or [{}]
+    lines = [
+        f"## {found['experiment']}\n",
+        f"{', '.join(found['machines'])}; torch {versions.get('torch')}, transformers {versions.get('transformers')}. "
+        f"Teacher {Path(config['teacher']['path']).name}, general text {Path(config['general']['path']).name}; "
+        f"{budget['general_steps']:,} steps of {budget['general_tokens']:,} tokens on general text, on the tasks "
+        f"{', '.join(f'{task} {steps:,}' for task, steps in budget['task_steps'].items())} of "
+        f"{budget['task_tokens']:,} tokens.\n",
+        f"Teachers (with learning rate): {', '.join(taught) or NOT_RUN}.\n",
+    ]
+    if again:
+        lines.append(
+            f"The teacher of {', '.join(again)} was fine-tuned more than once: what a method keeps is of its own one.\n"
+        )
+    for key, table in found["tables"].items():
+        for student, rows in table["students"].items():
+            lines += [
+                f"### {key}, student {student}\n",
+                scores(found, table, rows),
+                "",
+                verdicts(found, table, rows),
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def scores(found: dict[str, Any], table: dict[str, Any], rows: dict[str, Any]) -> str:
+    """The teacher, then a line for every method: steps, the score of every task, the average, the retention."""
+    tasks = table["tasks"]
+    names = [f"{task}, {METRICS.get(m := found['tasks'][task].get('metric', ''), m)}".strip(", ") for task in tasks]
+    teacher = [_mean(found["tasks"][task]["teacher_scores"]) for task in tasks]
+    whole = None if None in teacher else _mean([x for x in teacher if x is not None])
+    lines = [
+        f"| | general steps | {' | '.join(names)} | average | of the teacher |",
+        f"|---|---:|{'---:|' * len(tasks)}---:|---:|",
+        f"| teacher | | {' | '.join(map(_percent, teacher))} | {_percent(whole)} | |",
+    ]
+    for key, row in rows.items():
+        cells = [_cell(row["tasks"].get(task), table["seeds"]) for task in tasks]
+        average = row["average"]
+        kept = NOT_RUN if average is None else _percent(average["retention"])
+        steps = ", ".join(f"{n:,}" for n in sorted({step["general"] for step in row["steps"]})) or NOT_RUN
+        lines.append(
+            f"| {_title(found, key)} | {steps} | {' | '.join(cells)} | {_cell(average, table['seeds'])} | {kept} |"
+        )
+    return "\n".join(lines)
+
+
+def verdicts(found: dict[str, Any], table: dict[str, Any], rows: dict[str, Any]) -> str:
+    """A line for every method but the one that the others are compared with."""
+    tasks = table["tasks"]
+    lines = [
+        f"| against {_title(found, table['against'])} | {' | '.join(tasks)} | average |",
+        f"|---|{'---|' * len(tasks)}---|",
+    ]
+    for key, row in rows.items():
+        if key != table["against"]:
+            cells = [_verdict(row["tasks"].get(task)) for task in tasks]
+            lines.append(f"| {_title(found, key)} | {' | '.join(cells)} | {_verdict(row['average'])} |")
+    return "\n".join(lines)
+
+
+def _title(found: dict[str, Any], key: str) -> str:
+    return str(found["config"]["methods"][key].get("title", key))
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _percent(value: float | None) -> str:
+    return NOT_RUN if value is None else f"{100 * value:.1f}"
+
+
+def _cell(cell: dict[str, Any] | None, seeds: list[int]) -> str:
+    if cell is None:
+        return NOT_RUN
+    spread = "" if cell["sd"] is None else f" ± {100 * cell['sd']:.1f}"
+    lacking = f" ({len(cell['seeds'])} of {len(seeds)} seeds)" if len(cell["seeds"]) < len(seeds) else ""
+    return f"{_percent(cell['score'])}{spread}{lacking}"
+
+
+def _verdict(cell: dict[str, Any] | None) -> str:
+    if cell is None or cell["against"] is None:
+        return NOT_RUN
+    found = cell["against"]
+    return (
+        f"{found['verdict']} {100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+    )

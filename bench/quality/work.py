@@ -1,0 +1,71 @@
+"""The folder that an experiment works in: what is done, what is still to do, how long it may take. Imports no torch.
+
+    jobs/NAME-DIGEST/result.json  predictions.npz  log.jsonl     of a job that is done
+    jobs/NAME-DIGEST/model/                                      where other jobs start from it
+    runs/NAME-DIGEST/                                            a job that was interrupted, to be resumed
+    cache/                                                       tokenised text
+
+All but `result.json` and `predictions.npz` of a finished experiment may be deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.quality.jobs import Job
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Names of everything below `root`."""
+
+    root: Path
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    def job(self, job: Job) -> Path:
+        return self.jobs / job.folder
+
+    def run(self, job: Job) -> Path:
+        return self.root / "runs" / job.folder
+
+    def result(self, job: Job) -> Result | None:
+        """What a finished job came to."""
+        path = self.job(job) / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def done(self, job: Job, *, with_model: bool = False) -> bool:
+        return (self.job(job) / "result.json").exists() and (not with_model or (self.jobs / job.model).exists())
+
+    def state(self, job: Job) -> str:
+        return "done" if self.done(job) else "begun" if self.run(job).exists() else "to do"
+
+    def todo(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those of `jobs` that are not done, each behind the jobs that it needs and that have no model to hand on."""
+        order: dict[str, Job] = {}
+
+        def visit(job: Job, *, with_model: bool) -> None:
+            if job.folder not in order and not self.done(job, with_model=with_model):
+                for need in job.needs:
+                    visit(need, with_model=True)
+                order[job.folder] = job
+
+        for job in jobs:
+            visit(job, with_model=False)
+        return list(order.values())
+
+    def expected_seconds(self, job: Job) -> float:
+        """The longest that a job of this kind took, of those most like it; 0 where there is none."""
+        paths = sorted(self.jobs.rglob("result.json"))
+        like = [r for r in map(json.loads, (path.read_text() for path in paths)) if r["kind"] == job.kind]
+        for what in ("row", "student", "task"):
+            like = [r for r in like if r[what] == getattr(job, what)] or like
+        return max((r["seconds"] for r in like), default=0.0)

@@ -1,0 +1,26 @@
+"""Fine-tuning without distillation: a pretrained encoder, or a student made of its weights, on gold labels alone.
+
+    python -m recipes.finetune --teacher.path bert-base-uncased \
+        --task.path nyu-mll/glue --task.name sst2 --task.text sentence --output_dir out
+
+gold      hard labels, from the encoder's own weights, whole or in the shape that --student asks for
+
+The outcome, out/student, may be another recipe's --teacher.finetuned; in a smaller shape it is the control of a method.
+"""
+
+from dataclasses import replace
+
+from fastdistill import CONTROL, FINETUNE, Corpus, Recipe, Student, Task, Teacher, main
+
+RECIPE = Recipe(
+    teacher=Teacher(),
+    student=Student(),
+    general=Corpus(),
+    task=Task(),
+    finetune=replace(FINETUNE, skip=True),
+    stages={"gold": FINETUNE},
+    control=replace(CONTROL, skip=True),
+)
+
+if __name__ == "__main__":
+    main(RECIPE, __doc__)

@@ -1,0 +1,322 @@
+"""The quality benchmark in miniature: two methods and two tasks, from nothing to the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.quality import __main__ as quality
+from bench.quality import page
+from bench.quality.config import read
+from bench.quality.jobs import Row, all_jobs, placed, resolved
+from bench.quality.work import Work
+from bench.table import ROOT
+from fastdistill import Teacher, run
+from fastdistill.evaluate import score
+from tests.tiny import make_teacher, make_texts
+
+CONFIG = """
+teacher: {path: teacher, learning_rates: [1e-9, 5e-3], epochs: 3, tokens_per_batch: 96}
+general: {path: general.txt, max_length: 16}
+tasks:
+  reviews: {path: tasks/reviews, max_length: 16, validation_size: 20}
+  stars: {path: tasks/stars, kind: regression, max_length: 16, validation_size: 20}
+students:
+  2x12: {num_hidden_layers: 2, hidden_size: 12}
+budget: {general_steps: 7, general_tokens: 96, task_steps: {reviews: 6, stars: 5}, task_tokens: 64}
+common: {device: cpu, precision: fp32, logging_steps: 3, save_steps: 2}
+methods:
+  control: {title: gold labels, recipe: recipes.finetune}
+  tiny: {recipe: recipes.ernie_tiny, shares: {ged: 2}, overrides: {gd: {optim: {learning_rate: 5e-3}}}}
+tables:
+  methods: {rows: [control, tiny]}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: teacher, general text, and two tasks with validation splits of their own."""
+    folder = tmp_path_factory.mktemp("data")
+    make_teacher(folder / "teacher")
+    (folder / "general.txt").write_text("".join(text + "\n" for text, _ in make_texts(120, 1)))
+    for task, value in (("reviews", str), ("stars", {"positive": "3.5", "negative": "1.25"}.get)):
+        (folder / "tasks" / task).mkdir(parents=True)
+        for split, rows, seed in (("train", 80, 2), ("validation", 40, 3)):
+            lines = [f"{text},{value(label)}\n" for text, label in make_texts(rows, seed)]
+            (folder / "tasks" / task / f"{split}.csv").write_text("text,label\n" + "".join(lines))
+    return folder
+
+
+def start(folder: Path, data: Path, *options: str, config: str = CONFIG) -> Work:
+    """Run the benchmark in `folder`."""
+    path = folder / "tiny.yaml"
+    path.write_text(config)
+    quality.main([f"--config={path}", f"--data={data}", f"--work={folder / 'work'}", *options])
+    return Work(folder / "work" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished benchmark; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("done")
+    start(folder, data)
+    return folder
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = (folder / "work" / "tiny" / "jobs").rglob("result.json")
+    found = [json.loads(path.read_text()) | {"folder": path.parent} for path in paths]
+    return {result["name"]: result for result in found}
+
+
+def outcome(result: dict[str, Any]) -> dict[str, Any]:
+    """What two runs of the same job must have in common, to the bit."""
+    timeless = [{k: v for k, v in stage.items() if "second" not in k} for stage in result["stages"]]
+    answers = dict(np.load(result["folder"] / "predictions.npz"))
+    return {"scores": result["scores"], "stages": timeless, **{k: v.tolist() for k, v in answers.items()}}
+
+
+def test_every_job_is_done_once_and_leaves_no_more_than_it_must(done: Path) -> None:
+    found = results(done)
+    assert sorted(found) == [
+        "control/2x12/reviews/1",
+        "control/2x12/stars/1",
+        "general/2x12/1",
+        "teacher/reviews",
+        "teacher/reviews/0.005",
+        "teacher/reviews/1e-09",
+        "teacher/stars",
+        "teacher/stars/0.005",
+        "teacher/stars/1e-09",
+        "tiny/2x12/reviews/1",
+        "tiny/2x12/stars/1",
+    ]
+    with_model = {name for name, result in found.items() if (result["folder"] / "model").exists()}
+    assert with_model == {"general/2x12/1", "teacher/reviews", "teacher/stars"}
+    assert not [path for path in (done / "work" / "tiny" / "runs").rglob("*") if path.is_file()]
+
+
+def test_the_best_teacher_on_validation_rows_teaches(done: Path) -> None:
+    found = results(done)
+    for task in ("reviews", "stars"):
+        trials = {rate: found[f"teacher/{task}/{rate}"] for rate in ("0.005", "1e-09")}
+        best = max(trials, key=lambda rate: trials[rate]["validation"])
+        teacher = found[f"teacher/{task}"]
+        assert (teacher["learning_rate"], teacher["score"]) == (float(best), trials[best]["score"])
+        for row in ("control", "tiny"):
+            assert found[f"{row}/2x12/{task}/1"]["teacher_score"] == teacher["score"]
+    assert found["teacher/reviews"]["learning_rate"] == 5e-3, "a teacher that learnt nothing was chosen"
+
+
+def test_methods_spend_the_same_steps_on_the_same_text(done: Path) -> None:
+    found = results(done)
+    for task, steps in (("reviews", 6), ("stars", 5)):
+        tiny, control = found[f"tiny/2x12/{task}/1"], found[f"control/2x12/{task}/1"]
+        general = found["general/2x12/1"]
+        assert [(s["name"], s["steps"]) for s in general["stages"]] == [("gd", 2)]
+        assert [s["steps"] for s in tiny["stages"]] == [5, 3 if steps == 6 else 2, 3]
+        assert (tiny["steps"], control["steps"]) == ({"general": 7, "task": steps}, {"general": 0, "task": steps})
+
+
+def test_scores_are_of_the_kept_predictions_on_the_official_split(done: Path) -> None:
+    for task, metric, classes in (("reviews", "accuracy", 2), ("stars", "pearson", 1)):
+        result = results(done)[f"tiny/2x12/{task}/1"]
+        answers = np.load(result["folder"] / "predictions.npz")
+        assert result["score"] == pytest.approx(score(metric, answers["predictions"], answers["labels"], classes))
+        assert (result["metric"], result["test"]) == (metric, {"rows": 40, "origin": "validation"})
+        assert result["scores"].keys() == (
+            {"accuracy", "f1", "matthews"} if task == "reviews" else {"pearson", "spearman"}
+        )
+
+
+def test_a_method_from_shared_general_stages_is_the_method_run_whole(done: Path, data: Path, tmp_path: Path) -> None:
+    """To the bit; so the student goes on with the projections of the stage that left it."""
+    experiment, found = read(done / "tiny.yaml"), results(done)
+    recipe = placed(
+        resolved(experiment, Row.of(experiment, "tiny"), "2x12", "reviews", 1),
+        data=data, models=tmp_path, output_dir=tmp_path / "out", cache_dir=tmp_path / "cache",
+    )  # fmt: skip
+    teacher = Teacher(path=recipe.teacher.path, finetuned=str(found["teacher/reviews"]["folder"] / "model"))
+    report = run(recipe.__class__(**{**vars(recipe), "teacher": teacher}))
+    in_parts = [*found["general/2x12/1"]["stages"], *found["tiny/2x12/reviews/1"]["stages"]]
+    assert [s["losses"] for s in report["stages"]] == [s["losses"] for s in in_parts]
+    assert report["student"]["score"] == found["tiny/2x12/reviews/1"]["score"]
+
+
+def test_what_is_done_is_not_done_again(done: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("bench.quality.perform.perform", refuse)
+    start(done, data)
+    other = CONFIG.replace("task_tokens: 64", "task_tokens: 65")
+    with pytest.raises(AssertionError, match="trained again"):
+        start(done, data, config=other)
+    (done / "tiny.yaml").write_text(CONFIG)
+
+
+def test_killed_in_the_middle_and_started_again_gives_the_same(
+    done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = "--only=tiny/2x12/reviews/1"
+    shutil.copytree(done / "work", tmp_path / "work")
+    jobs = tmp_path / "work" / "tiny" / "jobs"
+    for job in ("general", "tiny"):
+        shutil.rmtree(jobs / job)
+    step, calls = torch.optim.AdamW.step, 0
+    for kill_at in (2, 6, 12):  # in GD, in GED, in TSD
+        start_of_this = calls
+
+        def killed(*args: Any, at: int = kill_at, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise KeyboardInterrupt
+            return step(*args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, data, only)
+        assert calls > start_of_this
+        start(tmp_path, data, "--list")
+        assert capsys.readouterr().out.count("begun") == 1
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    start(tmp_path, data, only)
+    again, before = results(tmp_path), results(done)
+    assert "tiny/2x12/stars/1" not in again, "more was done than was asked for"
+    assert outcome(again["tiny/2x12/reviews/1"]) == outcome(before["tiny/2x12/reviews/1"])
+
+
+def test_time_is_kept(done: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for jobs in (1, 2):  # the first job of a call is always begun
+        start(tmp_path, data, "--most_seconds=0")
+        assert len(results(tmp_path)) == jobs
+    assert "stopped before" in capsys.readouterr().out
+    experiment = read(done / "tiny.yaml")
+    runs = {job.name: job for job in all_jobs(experiment)}
+    seconds = {name: result["seconds"] for name, result in results(done).items()}
+    work = Work(done / "work" / "tiny")
+    assert work.expected_seconds(runs["tiny/2x12/stars/1"]) == seconds["tiny/2x12/stars/1"]
+    assert Work(tmp_path / "none").expected_seconds(runs["tiny/2x12/stars/1"]) == 0
+
+
+def test_a_job_that_fails_stops_no_other(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = CONFIG.replace("tasks/reviews", "tasks/missing")
+    with pytest.raises(SystemExit, match="4 jobs failed: teacher/reviews/1e-09"):
+        start(tmp_path, data, "--only=control/*", config=config)
+    told = capsys.readouterr()
+    assert "failed: teacher/reviews/1e-09" in told.err
+    assert "left out: control/2x12/reviews/1, for teacher/reviews failed" in told.out
+    assert results(tmp_path).keys() == {
+        "teacher/stars", "teacher/stars/1e-09", "teacher/stars/0.005", "control/2x12/stars/1",
+    }  # fmt: skip
+
+
+def test_results_are_collected_and_printed(
+    done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "RESULTS", tmp_path)
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    start(done, data, "--collect=machine")
+    found = json.loads((tmp_path / "machine" / "quality_tiny.json").read_text())
+    runs = results(done)
+    rows = found["tables"]["methods"]["students"]["2x12"]
+    of_tiny = [runs[f"tiny/2x12/{task}/1"]["score"] for task in ("reviews", "stars")]
+    taught = [runs[f"teacher/{task}"]["score"] for task in ("reviews", "stars")]
+    assert rows["tiny"]["tasks"]["reviews"]["score"] == of_tiny[0]
+    assert rows["tiny"]["average"]["score"] == pytest.approx(np.mean(of_tiny))
+    assert rows["tiny"]["average"]["retention"] == pytest.approx(sum(of_tiny) / sum(taught))
+    compared = rows["tiny"]["tasks"]["reviews"]["against"]
+    apart = of_tiny[0] - runs["control/2x12/reviews/1"]["score"]
+    assert compared["difference"] == pytest.approx(apart)
+    assert compared["low"] <= apart <= compared["high"]
+    assert rows["control"]["average"]["against"] is None
+    text = page.render()
+    assert "## tiny" in text
+    assert "| against gold labels | reviews | stars | average |" in text
+    assert str(data) not in json.dumps(found), "a path of this machine is in the results"
+
+
+def test_nothing_to_collect_is_said(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no finished run of tiny"):
+        start(tmp_path, data, "--collect=machine")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs: 3", "epoch: 3", "epoch"),
+        ("max_length: 16, validation_size", "max_len: 16, validation_size", "max_len"),
+        ("common: {", "common: {sead: 1, ", "common has 'sead': choose from"),
+        ("common:", "comon:", "did you mean common"),
+        ("shares: {ged: 2}", "shares: {gedd: 2}", r"shares has 'gedd': choose from gd, ged, tad, tsd"),
+        ("shares: {ged: 2}", "shares: {ged: 0}", r"shares\.ged is 0.*must be above 0"),
+        ("gd: {optim: {learning_rate", "gd: {optim: {lr", r"method tiny: .*optim\.lr.*did you mean gd\.optim"),
+        ("overrides: {gd", "overrides: {task: {max_length: 8}, gd", r"task has 'max_length': choose from augment"),
+        ("overrides: {gd", "overrides: {seed: 3, gd", "overrides has 'seed'"),
+        ("overrides: {gd: {optim", "overrides: {gd: {steps: 9, optim", r"gd\.steps is 9, but the budget.*shares"),
+        ("overrides: {gd: {optim", "overrides: {gd: {epochs: 9, optim", r"gd\.epochs is 9, but the budget"),
+        ("overrides: {gd: {optim", "overrides: {gd: {tokens_per_batch: 9, optim", r"tokens_per_batch is 9, but"),
+        ("general_steps: 7", "general_steps: 1", "method tiny: 1 steps leave none for stage gd"),
+        ("recipe: recipes.ernie_tiny", "recipe: recipes.ernie", "recipe recipes.ernie cannot be had"),
+        ("recipe: recipes.ernie_tiny", "base: tiny", "variant of itself"),
+        ("recipe: recipes.ernie_tiny", "base: big", "base has 'big': choose from control, tiny"),
+        ("recipe: recipes.ernie_tiny, ", "", "must have a recipe or a base"),
+        ("[control, tiny]", "[tiny]", "against has 'control': choose from tiny"),
+        ("[control, tiny]", "[control, tinier]", "rows has 'tinier'"),
+        ("reviews: 6, ", "", "'reviews'"),
+        ("  reviews: {path", "  re/views: {path", "tasks has the key 're/views'"),
+        ("  2x12: {", "  3x9: {hidden: 3, ", "hidden"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_any_work(
+    old: str, new: str, message: str, data: Path, tmp_path: Path
+) -> None:
+    assert old in CONFIG
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        start(tmp_path, data, config=CONFIG.replace(old, new))
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_stage_left_out_gives_its_steps_to_the_others(tmp_path: Path) -> None:
+    variants = (
+        "  no_gd: {base: tiny, overrides: {gd: {skip: true}}}\n  no_tad: {base: tiny, overrides: {tad: {skip: true}}}\n"
+    )
+    (tmp_path / "tiny.yaml").write_text(CONFIG.replace("tables:", f"{variants}tables:"))
+    experiment = read(tmp_path / "tiny.yaml")
+    recipes = {
+        row: resolved(experiment, Row.of(experiment, row), "2x12", "stars", 1) for row in ("tiny", "no_gd", "no_tad")
+    }
+    steps = {row: {name: stage.steps for name, stage in recipe.stages.items()} for row, recipe in recipes.items()}
+    assert steps == {
+        "tiny": {"gd": 2, "ged": 5, "tad": 2, "tsd": 3},
+        "no_gd": {"ged": 7, "tad": 2, "tsd": 3},
+        "no_tad": {"gd": 2, "ged": 5, "tsd": 5},
+    }
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="there is no data at .*: pass --data FOLDER"):
+        start(tmp_path, tmp_path / "none")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "quality").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_experiments_of_the_repository_are_at_equal_steps(path: Path) -> None:
+    experiment = read(path)
+    budget, jobs = experiment.budget, [job for job in all_jobs(experiment) if job.kind == "run"]
+    assert len({job.folder for job in jobs}) == len(jobs)
+    assert {table.against for table in experiment.tables.values()} <= {"control", "ernie_tiny"}
+    for job in jobs:
+        assert job.steps["general"] in (0, budget.general_steps)
+        assert job.steps["task"] == budget.task_steps[job.task]
+        stages = [s for part in (job, *job.needs) if part.recipe for s in part.recipe.stages.values()]
+        assert {(s.data, s.tokens_per_batch) for s in stages} <= {
+            ("general", budget.general_tokens),
+            ("task", budget.task_tokens),
+        }

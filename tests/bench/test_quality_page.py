@@ -1,0 +1,110 @@
+"""The page of results says what the JSON holds."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.quality import page
+
+
+def cell(score: float, sd: float | None, seeds: list[int], verdict: str | None = None) -> dict[str, Any]:
+    against = verdict and {"difference": 0.031, "low": 0.012, "high": 0.05, "verdict": verdict}
+    return {"seeds": seeds, "score": score, "sd": sd, "retention": 0.975, "against": against}
+
+
+FOUND: dict[str, Any] = {
+    "experiment": "small",
+    "config": {
+        "teacher": {"path": "teachers/big"},
+        "general": {"path": "text/wiki.txt"},
+        "budget": {
+            "general_steps": 1000, "general_tokens": 2048, "task_steps": {"rte": 600, "stsb": 700}, "task_tokens": 512,
+        },
+        "methods": {"control": {"title": "gold labels"}, "tiny": {}, "other": {}},
+    },
+    "machines": ["AMD EPYC, 2 threads"],
+    "versions": [{"torch": "2.13.0", "transformers": "5.14.0"}],
+    "tasks": {
+        "rte": {
+            "teacher_scores": [0.7, 0.72],
+            "metric": "accuracy",
+            "test": {"rows": 277, "origin": "validation"},
+            "teacher": {"score": 0.72, "scores": {}, "learning_rate": 1e-4, "trials": {}},
+        },
+        "stsb": {"teacher_scores": [0.8], "metric": "pearson", "test": {"rows": 1500, "origin": "validation"}},
+    },
+    "tables": {
+        "methods": {
+            "seeds": [1, 2],
+            "against": "control",
+            "tasks": ["rte", "stsb"],
+            "students": {
+                "4x384": {
+                    "control": {
+                        "steps": [{"general": 0, "task": 600}],
+                        "tasks": {"rte": cell(0.6, 0.012, [1, 2]), "stsb": cell(0.7, None, [1])},
+                        "average": cell(0.65, None, [1]),
+                    },
+                    "tiny": {
+                        "steps": [{"general": 1000, "task": 600}],
+                        "tasks": {
+                            "rte": cell(0.631, 0.02, [1, 2], "BEATS"),
+                            "stsb": cell(0.731, 0.0, [1, 2], "INCONCLUSIVE"),
+                        },
+                        "average": cell(0.681, 0.01, [1, 2], "BEATS"),
+                    },
+                    "other": {"steps": [], "tasks": {}, "average": None},
+                }
+            },
+        }
+    },
+    "runs": [],
+}  # fmt: skip
+
+
+def test_scores_and_verdicts() -> None:
+    text = page.section(FOUND)
+    start = text.index("### methods")
+    assert text[start:].split("\n") == [
+        "### methods, student 4x384",
+        "",
+        "| | general steps | rte, accuracy | stsb, Pearson | average | of the teacher |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| teacher | | 71.0 | 80.0 | 75.5 | |",
+        "| gold labels | 0 | 60.0 ± 1.2 | 70.0 (1 of 2 seeds) | 65.0 (1 of 2 seeds) | 97.5 |",
+        "| tiny | 1,000 | 63.1 ± 2.0 | 73.1 ± 0.0 | 68.1 ± 1.0 | 97.5 |",
+        "| other | not run | not run | not run | not run | not run |",
+        "",
+        "| against gold labels | rte | stsb | average |",
+        "|---|---|---|---|",
+        "| tiny | BEATS +3.1 (+1.2 to +5.0) | INCONCLUSIVE +3.1 (+1.2 to +5.0) | BEATS +3.1 (+1.2 to +5.0) |",
+        "| other | not run | not run | not run |",
+        "",
+    ]
+
+
+def test_the_setting_is_said() -> None:
+    text = page.section(FOUND)
+    assert "AMD EPYC, 2 threads; torch 2.13.0, transformers 5.14.0. Teacher big, general text wiki.txt;" in text
+    assert "1,000 steps of 2,048 tokens on general text, on the tasks rte 600, stsb 700 of 512 tokens." in text
+    assert "Teachers (with learning rate): rte 72.0 (0.0001)." in text
+    assert "The teacher of rte was fine-tuned more than once" in text
+    once = copy.deepcopy(FOUND)
+    once["tasks"]["rte"]["teacher_scores"] = [0.72]
+    assert "more than once" not in page.section(once)
+
+
+def test_the_page_holds_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    assert "No experiment has been run yet." in page.render()
+    for name in ("small", "full"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"quality_{name}.json").write_text(json.dumps(FOUND | {"experiment": name}))
+    text = page.render()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## full", "## small"]
+    assert "yet" not in text
