@@ -152,15 +152,13 @@ def _cell(
 
 def _row(cells: list[Cell], tasks: list[str]) -> dict[str, Any]:
     """Every task, and the average where no task lacks."""
-    found: dict[str, Any] = {"tasks": {}, "steps": [], "average": None}
-    for task, cell in zip(tasks, cells, strict=True):
-        if cell.runs:
-            found["parameters"] = next(iter(cell.runs.values()))["parameters"]
-            found["steps"] += [run["steps"] for run in cell.runs.values() if run["steps"] not in found["steps"]]
-            found["tasks"][task] = _figures([cell])
-    if all(cell.runs for cell in cells):
-        found["average"] = _figures(cells)
-    return found
+    runs = [run for cell in cells for run in cell.runs.values()]
+    return {
+        "parameters": _distinct(run["parameters"] for run in runs),
+        "steps": _distinct(run["steps"] for run in runs),
+        "tasks": {task: _figures([cell]) for task, cell in zip(tasks, cells, strict=True) if cell.runs},
+        "average": _figures(cells) if all(cell.runs for cell in cells) else None,
+    }
 
 
 def _figures(cells: list[Cell]) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def test_the_interval_is_that_of_the_normal_approximation() -> None:
     found = compared([ours], [theirs])
     apart = (ours == LABELS).astype(float) - (theirs == LABELS)
     error = 1.96 * apart.std() / 20
-    assert float(found["low"]) == pytest.approx(apart.mean() - error, abs=0.006)
-    assert float(found["high"]) == pytest.approx(apart.mean() + error, abs=0.006)
+    assert float(found["low"]) == pytest.approx(apart.mean() - error, abs=0.003)
+    assert float(found["high"]) == pytest.approx(apart.mean() + error, abs=0.003)
 
 
 def test_an_unknown_metric_is_refused() -> None:

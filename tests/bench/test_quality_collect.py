@@ -1,0 +1,133 @@
+"""From results to means, spreads, retention and verdicts: on predictions made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.quality.collect import collect
+from bench.quality.config import Experiment, read
+from bench.quality.jobs import all_jobs
+from bench.quality.work import Work
+from fastdistill.evaluate import score
+
+CONFIG = """
+teacher: {path: teacher, learning_rates: [1e-4]}
+general: {path: general.txt}
+tasks: {one: {path: one}, two: {path: two, metric: matthews}}
+students: {2x12: {num_hidden_layers: 2}}
+budget: {general_steps: 4, general_tokens: 96, task_steps: {one: 6, two: 5}, task_tokens: 64}
+methods:
+  control: {recipe: recipes.finetune}
+  good: {recipe: recipes.ernie_tiny}
+  late: {base: good, overrides: {gd: {skip: true}}}
+tables:
+  methods: {rows: [control, good, late], seeds: [1, 2, 3]}
+"""
+RIGHT = {"control": 0.6, "good": 0.9, "late": 0.6}
+LABELS = {task: np.random.default_rng(seed).integers(0, 2, 300) for task, seed in (("one", 1), ("two", 2))}
+MISSING = ("late/2x12/two/1", "late/2x12/two/2", "late/2x12/two/3", "late/2x12/one/3")
+TEACHER = {"one": 0.9, "two": 0.8}
+
+
+def answers(row: str, task: str, seed: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, *row.encode()])
+    return np.where(rng.random(300) < RIGHT[row], LABELS[task], 1 - LABELS[task])
+
+
+def metric_of(task: str) -> str:
+    return "accuracy" if task == "one" else "matthews"
+
+
+def scored(row: str, task: str, seed: int) -> float:
+    return score(metric_of(task), answers(row, task, seed), LABELS[task])
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> tuple[Experiment, Work]:
+    """An experiment of which all but `MISSING` has been run."""
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    experiment, work = read(tmp_path / "tiny.yaml"), Work(tmp_path / "work")
+    for job in all_jobs(experiment):
+        if job.kind == "run" and job.name not in MISSING:
+            write(work.job(job), {
+                "row": job.row, "student": job.student, "task": job.task, "seed": job.seed, "steps": job.steps,
+                "score": scored(job.row, job.task, job.seed), "metric": metric_of(job.task), "classes": 2, "scores": {},
+                "teacher_score": TEACHER[job.task], "test": {"rows": 300, "origin": "validation"}, "parameters": 7,
+                "validation": None, "seconds": 1.0, "machine": "CPU", "versions": {"torch": "2"}, "stages": [],
+            }, answers(job.row, job.task, job.seed), LABELS[job.task])  # fmt: skip
+    return experiment, work
+
+
+def write(folder: Path, result: dict[str, Any], predictions: np.ndarray, labels: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    np.savez(folder / "predictions.npz", predictions=predictions, labels=labels)
+
+
+def test_means_spreads_and_retention(work: tuple[Experiment, Work]) -> None:
+    rows = collect("tiny", *work)["tables"]["methods"]["students"]["2x12"]
+    by_seed = {task: [scored("good", task, seed) for seed in (1, 2, 3)] for task in ("one", "two")}
+    for task, scores in by_seed.items():
+        cell = rows["good"]["tasks"][task]
+        assert cell["seeds"] == [1, 2, 3]
+        assert cell["score"] == pytest.approx(np.mean(scores))
+        assert cell["sd"] == pytest.approx(np.std(scores, ddof=1))
+        assert cell["retention"] == pytest.approx(np.mean(scores) / TEACHER[task])
+    average, over_tasks = rows["good"]["average"], np.mean(list(by_seed.values()), axis=0)
+    assert average["score"] == pytest.approx(over_tasks.mean())
+    assert average["sd"] == pytest.approx(np.std(over_tasks, ddof=1))
+    assert average["retention"] == pytest.approx(over_tasks.mean() / 0.85)
+    assert rows["good"]["steps"] == [{"general": 4, "task": 6}, {"general": 4, "task": 5}]
+    assert rows["control"]["steps"][0]["general"] == 0
+
+
+def test_verdicts_are_of_the_means_over_seeds(work: tuple[Experiment, Work]) -> None:
+    rows = collect("tiny", *work)["tables"]["methods"]["students"]["2x12"]
+    for task in ("one", "two"):
+        against = rows["good"]["tasks"][task]["against"]
+        apart = np.mean([scored("good", task, s) - scored("control", task, s) for s in (1, 2, 3)])
+        assert against["difference"] == pytest.approx(apart)
+        assert against["low"] < apart < against["high"]
+        assert against["verdict"] == "BEATS"
+    right = [
+        (answers("good", "one", s) == LABELS["one"]).astype(float) - (answers("control", "one", s) == LABELS["one"])
+        for s in (1, 2, 3)
+    ]
+    error = np.mean(right, axis=0).std() / 300**0.5  # rows, not rows times seeds, are what was drawn
+    found = rows["good"]["tasks"]["one"]["against"]
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert rows["good"]["average"]["against"]["verdict"] == "BEATS"
+    assert rows["control"]["tasks"]["one"]["against"] is None
+
+
+def test_what_has_not_been_run_is_missing_and_pairs_have_the_same_seed(work: tuple[Experiment, Work]) -> None:
+    late = collect("tiny", *work)["tables"]["methods"]["students"]["2x12"]["late"]
+    assert late["tasks"].keys() == {"one"}
+    assert late["average"] is None
+    cell = late["tasks"]["one"]
+    assert (cell["seeds"], cell["against"]["verdict"]) == ([1, 2], "INCONCLUSIVE")
+    apart = [scored("late", "one", seed) - scored("control", "one", seed) for seed in (1, 2)]
+    assert cell["against"]["difference"] == pytest.approx(np.mean(apart))
+
+
+def test_runs_scored_on_other_rows_are_refused(work: tuple[Experiment, Work]) -> None:
+    experiment, folder = work
+    (job,) = (job for job in all_jobs(experiment) if job.name == "good/2x12/two/2")
+    np.savez(folder.job(job) / "predictions.npz", predictions=LABELS["two"], labels=1 - LABELS["two"])
+    with pytest.raises(ValueError, match="the runs of two were scored on different rows"):
+        collect("tiny", experiment, folder)
+
+
+def test_teachers_are_listed_where_more_than_one_taught(work: tuple[Experiment, Work]) -> None:
+    experiment, folder = work
+    (job,) = (job for job in all_jobs(experiment) if job.name == "good/2x12/two/2")
+    path = folder.job(job) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"teacher_score": 0.7}))
+    found = collect("tiny", experiment, folder)
+    assert found["tasks"]["two"]["teacher_scores"] == [0.7, 0.8]
+    assert found["tasks"]["one"]["teacher_scores"] == [0.9]
