@@ -7,34 +7,45 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastdistill.batch import Batch
+from fastdistill.losses.spans import span_cross_entropy
 from fastdistill.models.capture import Captured, Taps
+from fastdistill.recipe import HeadKind
 from fastdistill_kernels import soft_cross_entropy
 
 
 class Labels:
     """Soft labels, hard labels, or both in one pass over the logits.
 
-    Classification: ``soft = tau^2 mean(-softmax(z_t / tau) . log_softmax(z_s / tau))`` (Hinton et al., arXiv
-    1503.02531) and ``hard = mean(-log_softmax(z_s)[y])``. Regression (one output): ``mean (z_s - z_t)^2`` and
-    ``mean (z_s - y)^2``.
+    * classification: ``soft = tau^2 mean(-softmax(z_t / tau) . log_softmax(z_s / tau))`` (Hinton et al., arXiv
+      1503.02531) and ``hard = mean(-log_softmax(z_s)[y])``.
+    * tagging, masked: the same over the labelled tokens (over all, where none is labelled).
+    * regression (one output): ``mean (z_s - z_t)^2`` and ``mean (z_s - y)^2``.
+    * multilabel: ``tau^2 mean BCE(z_s / tau, sigmoid(z_t / tau))`` and ``mean BCE(z_s, y)``, over texts and classes,
+      with ``BCE(z, p) = -p log sigmoid(z) - (1 - p) log sigmoid(-z)``.
+    * span: the classification's, over the tokens of a sequence in the place of classes; start and end averaged.
 
     `soft` and `hard` are the weights that the two have in the objective; a term of weight 0 is left out.
     """
 
-    def __init__(self, *, soft: float, hard: float, temperature: float, regression: bool) -> None:
-        self.soft, self.hard, self.temperature, self.regression = soft, hard, temperature, regression
+    def __init__(self, *, soft: float, hard: float, temperature: float, kind: HeadKind) -> None:
+        self.soft, self.hard, self.temperature, self.kind = soft, hard, temperature, kind
+        self.over_tokens = kind in ("tagging", "masked")
         self.student_taps, self.teacher_taps = Taps(logits=True), Taps(logits=bool(soft))
 
     def __call__(self, student: Captured, teacher: Captured | None, batch: Batch) -> dict[str, Tensor]:
         z_s = _logits(student)
         z_t = _logits(teacher) if self.soft and teacher is not None else None
-        labels = batch.labels if self.hard else None
-        if self.regression:
+        labels = (batch.token_labels if self.over_tokens else batch.labels) if self.hard else None
+        if self.kind == "regression":
             pairs = {"soft": z_t[:, 0] if z_t is not None else None, "hard": labels}
             return {name: F.mse_loss(z_s[:, 0].float(), y.float()) for name, y in pairs.items() if y is not None}
+        if self.kind == "multilabel":
+            return self._binary(z_s.float(), z_t, labels)
+        if self.kind == "span":
+            return self._spans(z_s, z_t, batch)
         if z_t is None:
             assert labels is not None
-            return {"hard": F.cross_entropy(z_s.float(), labels)}
+            return {"hard": F.cross_entropy(z_s.float(), labels, reduction="sum") / max(1, len(labels))}
         soft, hard = soft_cross_entropy(
             z_s,
             z_t,
@@ -45,9 +56,28 @@ class Labels:
         )
         return {"soft": soft, "hard": hard} if self.hard else {"soft": soft}
 
+    def _binary(self, z_s: Tensor, z_t: Tensor | None, labels: Tensor | None) -> dict[str, Tensor]:
+        values, tau = {}, self.temperature
+        if z_t is not None:
+            targets = (z_t.float() / tau).sigmoid()
+            values["soft"] = tau**2 * F.binary_cross_entropy_with_logits(z_s / tau, targets)
+        if labels is not None:
+            values["hard"] = F.binary_cross_entropy_with_logits(z_s, labels)
+        return values
+
+    def _spans(self, z_s: Tensor, z_t: Tensor | None, batch: Batch) -> dict[str, Tensor]:
+        values = {}
+        if z_t is not None:
+            values["soft"] = span_cross_entropy(z_s, batch, teacher=z_t, temperature=self.temperature)
+        if self.hard:
+            values["hard"] = span_cross_entropy(z_s, batch)
+        return values
+
     def entries(self, batch: Batch) -> int:
-        """Sequences."""
-        return batch.num_sequences
+        """Sequences; of heads over tokens the labelled tokens, or all."""
+        if not self.over_tokens:
+            return batch.num_sequences
+        return max(1, batch.num_tokens if batch.labelled is None else len(batch.labelled))
 
 
 def _logits(captured: Captured) -> Tensor:
