@@ -23,7 +23,10 @@ class Batch:
         input_ids, position_ids, token_type_ids: ``(T,)`` int64; positions count from 0 in every sequence.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths: sequence b is ``[cu_seqlens[b], cu_seqlens[b + 1])``.
         max_seqlen: the longest length, a Python int.
-        labels: ``(B,)`` int64 classes or float32 regression targets; None where the text has none.
+        labels: ``(B,)`` int64 classes or float32 targets, ``(B, C)`` float32 of 0 and 1, or ``(B, 2)`` int64 first and
+            last token of an answer, counted inside its sequence; None where there are none.
+        labelled: ``(R,)`` int64, ascending: the tokens that tags or masked words are predicted for; None for all.
+        token_labels: ``(R,)`` int64 classes of those; None where there are none.
         indices: ``(B,)`` which sequences of the data these are, on the host; None where they come from no data.
         seed: of its dropout; None where that goes on with the random numbers that follow.
     """
@@ -34,6 +37,8 @@ class Batch:
     cu_seqlens: Tensor
     max_seqlen: int
     labels: Tensor | None = None
+    labelled: Tensor | None = None
+    token_labels: Tensor | None = None
     indices: np.ndarray | None = None
     seed: int | None = None
 
@@ -65,6 +70,10 @@ class Batch:
         pieces = []
         for first, last in pairwise([*cuts, self.num_sequences]):
             tokens, rows = slice(bounds[first], bounds[last]), slice(first, last)
+            inside = slice(0, 0)
+            if self.labelled is not None:
+                edges = torch.tensor([tokens.start, tokens.stop], device=self.labelled.device)
+                inside = slice(*torch.searchsorted(self.labelled, edges).tolist())
             pieces.append(
                 replace(
                     self,
@@ -73,6 +82,8 @@ class Batch:
                     token_type_ids=self.token_type_ids[tokens],
                     cu_seqlens=self.cu_seqlens[first : last + 1] - bounds[first],
                     labels=None if self.labels is None else self.labels[rows],
+                    labelled=None if self.labelled is None else self.labelled[inside] - tokens.start,
+                    token_labels=None if self.token_labels is None else self.token_labels[inside],
                     indices=None if self.indices is None else self.indices[rows],
                 )
             )
@@ -97,7 +108,9 @@ class Batch:
         """The same tokens, and empty sequences behind them, for losses that count tokens alone."""
         ends = self.cu_seqlens[-1:].expand(num_sequences - self.num_sequences)
         bounds = torch.cat([self.cu_seqlens, ends])
-        return replace(self, cu_seqlens=bounds, max_seqlen=max_seqlen, labels=None, indices=None)
+        return replace(
+            self, cu_seqlens=bounds, max_seqlen=max_seqlen, labels=None, labelled=None, token_labels=None, indices=None
+        )
 
 
 def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from fastdistill import ranks
 from fastdistill.losses.objective import active_weights
 from fastdistill.recipe import Recipe, Stage
 
+GENERAL = ("general", "masked")  # data that is general text
 RESERVED = {"init", "finetune", "control", *(f.name for f in dataclasses.fields(Recipe))}
 
 
@@ -109,7 +110,7 @@ def check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
         raise ValueError(f"{name} trains on gold labels alone: leave its teacher, data and losses as they are")
     if stage.keep == "best" and not active.keys() & {"soft", "hard"}:
         raise ValueError(f"{name}.keep is best, but a student without a head has no validation score: set it to last")
-    if stage.data == "general" and recipe.general.path is None:
+    if stage.data in GENERAL and recipe.general.path is None:
         raise ValueError(
             f"stage {name} reads general text and none is named: give --general.path, or --{name}.skip true"
         )
@@ -119,12 +120,24 @@ def check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
         raise ValueError(
             f"stage {name} has the hard loss on general text, which has no labels: set {name}.losses.hard to 0"
         )
+    if stage.data == "masked" and not active.keys() & {"soft", "hard"}:
+        raise ValueError(
+            f"stage {name} reads masked text and predicts nothing of it: give {name}.losses.hard or soft a weight, or "
+            f"set {name}.data to general"
+        )
+    if stage.data == "masked" and stage.keep == "best":
+        raise ValueError(f"{name}.keep is best, but masked text has no validation score: set it to last")
     taught = sorted(active.keys() - {"hard"})
     if stage.teacher == "none" and taught:
         raise ValueError(f"stage {name} has the losses {', '.join(taught)} but teacher: none: set {name}.teacher")
     if stage.teacher == "pretrained" and not recipe.teacher.path:
         raise ValueError(f"stage {name} learns from the pretrained teacher: give --teacher.path, or --{name}.skip true")
-    if stage.teacher == "pretrained" and "soft" in active:
+    if stage.data == "masked" and stage.teacher == "finetuned" and "soft" in active:
+        raise ValueError(
+            f"stage {name} has the soft loss on masked text, and a fine-tuned teacher predicts no masked words: set "
+            f"{name}.teacher to pretrained"
+        )
+    if stage.teacher == "pretrained" and stage.data != "masked" and "soft" in active:
         raise ValueError(
             f"stage {name} has the soft loss and teacher: pretrained, whose head was never fine-tuned: "
             f"set {name}.teacher to finetuned"

@@ -1,98 +1,119 @@
-"""Scores: the task metric, a linear probe for students without a head, agreement, and latency."""
+"""Predictions of models with a head, a linear probe for those without one, agreement, and latency."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fastdistill.data.packing import Sequences, in_order
+from fastdistill.data.gold import Gold
+from fastdistill.data.packing import NO_LABEL, Sequences, in_order
+from fastdistill.data.spans import choose_answers
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.pretrained import PreTrainedModel
-from fastdistill.recipe import Task
 
 EVALUATION_TOKENS = 8192  # tokens per batch without gradients
 PROBE_ROWS = 20_000  # a linear model of some hundred features needs no more
 
 
-def metric_of(task: Task) -> str:
-    """The metric reported for `task`.
+def predict(encoder: Encoder, data: Sequences, device: torch.device) -> Any:
+    """What an encoder with a head says of every row of the data, in its order; computed in fp32.
 
-    Raises:
-        ValueError: the metric does not fit the kind of label.
+    ``(N,)`` classes, the log odds of class 1 where rows are ranked, or values where the head has one output; ``(N, C)``
+    bool, which classes a text has; for every row the tags of its words by name; or the text of its answer.
     """
-    if task.metric is None:
-        return "accuracy" if task.kind == "classification" else "pearson"
-    if (task.metric in ("pearson", "spearman")) != (task.kind == "regression"):
-        raise ValueError(f"metric {task.metric} does not fit a {task.kind} task: choose another metric or kind")
-    return task.metric
-
-
-def score(metric: str, predictions: np.ndarray, labels: np.ndarray, num_labels: int = 2) -> float:
-    """The metric of predicted classes (or values) against gold labels, as scikit-learn and scipy compute it.
-
-    F1 is of class 1 where there are two classes, and the mean over classes (macro) where there are more. A correlation
-    of or with constants is 0.
-    """
-    if metric == "accuracy":
-        return float(accuracy_score(labels, predictions))
-    if metric == "f1":
-        average = "binary" if num_labels == 2 else "macro"
-        return float(f1_score(labels, predictions, average=average, zero_division=0.0))
-    if metric == "matthews":
-        return float(matthews_corrcoef(labels, predictions))
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return 0.0
-    return float((pearsonr if metric == "pearson" else spearmanr)(predictions, labels).statistic)
-
-
-@torch.no_grad()
-def predict(encoder: Encoder, data: Sequences, device: torch.device) -> np.ndarray:
-    """Predicted class of each sequence, or value where the head has one output, in the order of the data; fp32."""
-    logits = _forward(encoder, data, device, cls=False)
+    outputs, gold = _outputs(encoder, data, device, features=False), data.gold
+    if encoder.kind == "tagging":
+        assert gold is not None
+        return _tags([z.argmax(1) for z in outputs], gold)
+    if encoder.kind == "span":
+        assert gold is not None
+        assert gold.windows is not None
+        return choose_answers(outputs, gold.windows)
+    logits = np.concatenate(outputs)
+    if encoder.kind == "multilabel":
+        return logits > 0
+    if gold is not None and gold.groups is not None:
+        return logits[:, 1] - logits[:, 0]
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
 
 
-def probe(encoder: Encoder, train: Sequences, test: Sequences, task: Task, device: torch.device) -> np.ndarray:
-    """Predictions on `test` of a linear model fitted to the last layer's [CLS] states of `train` (20,000 rows at most).
-
-    Logistic regression for classes, ridge regression for values, on standardised features: what a student without a
+def probe(encoder: Encoder, train: Sequences, test: Sequences, device: torch.device) -> Any:
+    """Predictions on `test` of a linear model fitted to the last layer's states of `train`: what a student without a
     head knows of the task.
+
+    Of [CLS], or of the labelled tokens, 20,000 at most. Logistic regression for classes and tags, ridge regression for
+    values and for several classes at once, on standardised features. Spans have no probe.
     """
+    gold = test.gold
+    assert gold is not None
     if len(train) > PROBE_ROWS:
         train = train.take(np.random.default_rng(0).permutation(len(train))[:PROBE_ROWS])
-    x, x_test = (_forward(encoder, data, device, cls=True) for data in (train, test))
-    model = LogisticRegression(max_iter=300) if task.kind == "classification" else Ridge()
-    assert train.labels is not None
-    fitted = make_pipeline(StandardScaler(), model).fit(x, train.labels)
-    return np.asarray(fitted.predict(x_test))
+    parts, parts_test = (_outputs(encoder, data, device, features=True) for data in (train, test))
+    x, x_test = np.concatenate(parts), np.concatenate(parts_test)
+    y = train.labels if train.token_labels is None else train.token_labels[train.token_labels != NO_LABEL]
+    assert y is not None
+    if len(x) > PROBE_ROWS:
+        rows = np.random.default_rng(0).permutation(len(x))[:PROBE_ROWS]
+        x, y = x[rows], y[rows]
+    model = LogisticRegression(max_iter=300) if gold.kind in ("classification", "tagging") else Ridge()
+    fitted = make_pipeline(StandardScaler(), model).fit(x, y)
+    if gold.kind == "tagging":
+        return _tags(np.split(fitted.predict(x_test), np.cumsum([len(part) for part in parts_test])[:-1]), gold)
+    if gold.kind == "multilabel":
+        return fitted.predict(x_test) > 0.5
+    return np.asarray(fitted.decision_function(x_test) if gold.groups is not None else fitted.predict(x_test))
+
+
+def agreement(one: Any, other: Any) -> float:
+    """The share of rows of which two models say the same."""
+    return float(np.mean([np.array_equal(a, b) for a, b in zip(one, other, strict=True)]))
+
+
+def _tags(found: list[np.ndarray], gold: Gold) -> list[list[str]]:
+    """Tags by name for all words of every row, of the classes found for those that have a token; none for others."""
+    assert gold.names is not None
+    assert gold.words is not None
+    rows = []
+    for own, words, right in zip(found, gold.words, gold.rows, strict=True):
+        tags = [""] * len(right)
+        for word, tag in zip(words, own, strict=True):
+            tags[word] = gold.names[tag]
+        rows.append(tags)
+    return rows
 
 
 @torch.no_grad()
-def _forward(encoder: Encoder, data: Sequences, device: torch.device, *, cls: bool) -> np.ndarray:
-    """Logits (N, C), or the last [CLS] states (N, D), in the order of the data."""
+def _outputs(encoder: Encoder, data: Sequences, device: torch.device, *, features: bool) -> list[np.ndarray]:
+    """For every sequence, in the order of the data, its logits or last states: one row, or one for each token that the
+    head is over."""
     last = encoder.num_hidden_layers
-    taps = Taps(hidden=frozenset({last})) if cls else Taps(logits=True)
-    rows, order = [], []
+    taps = Taps(hidden=frozenset({last})) if features else Taps(logits=True)
+    over_tokens = data.token_labels is not None or (encoder.kind == "span" and not features)
+    found: list[np.ndarray] = [np.empty(0)] * len(data)
     with encoder.evaluating():
         for batch in in_order(data, tokens_per_batch=EVALUATION_TOKENS):
             batch = batch.to(device)
             captured = encoder(batch, taps)
-            out = captured.hidden[last][batch.cu_seqlens[:-1].long()] if cls else captured.logits
+            out = captured.logits
+            if features:
+                out = captured.hidden[last][batch.cu_seqlens[:-1] if batch.labelled is None else batch.labelled]
             assert out is not None
             assert batch.indices is not None, "batches of a text know its sequences"
-            rows.append(out.float().cpu())
-            order.append(batch.indices)
-    result = torch.cat(rows).numpy()
-    return np.asarray(result[np.argsort(np.concatenate(order))])
+            ends = np.arange(1, batch.num_sequences) if not over_tokens else batch.cu_seqlens[1:-1].cpu().numpy()
+            if batch.labelled is not None:
+                ends = np.searchsorted(batch.labelled.cpu().numpy(), ends)
+            parts = np.split(out.float().cpu().numpy(), ends)
+            for index, part in zip(batch.indices, parts, strict=True):
+                found[index] = part
+    return found
 
 
 @torch.inference_mode()

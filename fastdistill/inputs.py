@@ -5,34 +5,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastdistill.checks import check_stage
+from fastdistill.checks import GENERAL, check_stage
+from fastdistill.data.columns import complete
 from fastdistill.data.corpus import load_corpus
+from fastdistill.data.masking import Masking
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.data.tasks import TaskData, load_task
-from fastdistill.evaluate import metric_of
 from fastdistill.losses.objective import Objective
+from fastdistill.metrics import metrics_of
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.layermap import parse_layer_map
 from fastdistill.models.pretrained import Tokenizer, load_tokenizer
 from fastdistill.models.reduction import teacher_basis
 from fastdistill.models.student import make_student
-from fastdistill.recipe import Recipe, Stage
+from fastdistill.recipe import HeadKind, Kind, Recipe, Stage
 
 
 @dataclass
 class Inputs:
-    """Tokenizer, data, the untrained student of a recipe with its projections, and a digest of its teachers."""
+    """Tokenizer, data, the untrained student of a recipe with its projections, and a digest of its teachers.
+
+    The recipe's task is complete here, and `said` tells what was found out about it.
+    """
 
     recipe: Recipe
     tokenizer: Tokenizer
@@ -41,12 +45,23 @@ class Inputs:
     student: Encoder
     projections: dict[str, Tensor]
     teachers: bytes
+    said: list[str]
+
+    @property
+    def kind(self) -> Kind:
+        """Of the task's labels."""
+        assert self.recipe.task.kind is not None, "load_inputs completes the task"
+        return self.recipe.task.kind
+
+    def head(self, stage: Stage) -> HeadKind:
+        """The head that the label losses of `stage` are about."""
+        return "masked" if stage.data == "masked" else self.kind
 
     @property
     def num_labels(self) -> int:
-        """Outputs of a classification head: the classes, or 1 for regression."""
+        """Outputs of the task's head: the classes, start and end of a span, or 1 for regression."""
         assert self.task is not None
-        return len(self.task.label_names) if self.task.label_names else 1
+        return len(self.task.label_names) if self.task.label_names else 2 if self.kind == "span" else 1
 
     @property
     def id2label(self) -> dict[int, str] | None:
@@ -63,9 +78,9 @@ class Inputs:
                 digest.update(np.ascontiguousarray(part).tobytes())
         if self.task is not None:
             for split in (self.task.train, self.task.validation, self.task.test):
-                assert split.labels is not None
-                for part in (split.offsets, split.input_ids, split.labels):
-                    digest.update(np.ascontiguousarray(part).tobytes())
+                for values in (split.offsets, split.input_ids, split.labels, split.token_labels):
+                    if values is not None:
+                        digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
     def data_counts(self) -> dict[str, dict[str, int | str]]:
@@ -76,23 +91,44 @@ class Inputs:
         if self.task is not None:
             for name in ("train", "validation", "test"):
                 parts[name] = {**getattr(self.task, name).counts, "origin": self.task.origins[name]}
+            for name, split in self.task.more.items():
+                parts[f"test, {name}"] = {**split.counts, "origin": name}
         return parts
 
     def data(self, stage: Stage) -> Sequences:
         """The training text of `stage`."""
-        data = self.corpus if stage.data == "general" else self.task.train if self.task else None
+        data = self.corpus if stage.data in GENERAL else self.task.train if self.task else None
         assert data is not None, "load_inputs checks that a stage's data is there"
         return data
 
-    def teacher_paths(self, stage: Stage, finetuned: Path) -> tuple[list[str | Path], Literal["none", "finetuned"]]:
-        """Where the teachers of `stage` lie, and which head to load with them."""
+    def loader(self, stage: Stage, seed: int) -> Loader:
+        """Batches of the training text of `stage`, in an order that `seed` decides."""
+        masking = Masking.of(self.tokenizer) if stage.data == "masked" else None
+        return Loader(self.data(stage), stage.tokens_per_batch, seed, masking)
+
+    def load_teachers(self, stage: Stage, finetuned: Path) -> list[Encoder]:
+        """The teachers of `stage`, with heads where the losses ask for them; `finetuned` is what the run fine-tuned."""
         teacher = self.recipe.teacher
         if stage.teacher == "none":
-            return [], "none"
+            return []
         if stage.teacher == "pretrained":
-            assert teacher.path is not None, "load_inputs checks it"
-            return [teacher.path], "none"
-        return [teacher.finetuned or finetuned, *teacher.others], "finetuned" if stage.losses.soft else "none"
+            assert teacher.path is not None, "check_stage asks for it"
+            if stage.losses.soft:
+                return [Encoder.load(teacher.path, head="finetuned", kind=self.head(stage))]
+            return [Encoder.load(teacher.path)]
+        paths = (teacher.finetuned or finetuned, *teacher.others)
+        return [self.load_headed(path) if stage.losses.soft else Encoder.load(path) for path in paths]
+
+    def load_headed(self, path: str | Path) -> Encoder:
+        """A model fine-tuned on the task, its classes in the task's order.
+
+        Raises:
+            ValueError: it has other classes.
+        """
+        encoder = Encoder.load(path, head="finetuned", kind=self.kind)
+        if self.task is not None:
+            encoder.order_labels(self.task.label_names, self.num_labels)
+        return encoder
 
 
 def load_inputs(recipe: Recipe) -> Inputs:
@@ -103,12 +139,14 @@ def load_inputs(recipe: Recipe) -> Inputs:
             value and the remedy.
         OSError: a file or folder that is not there or cannot be read.
     """
+    completed, found = complete(recipe.task)
+    recipe, said = replace(recipe, task=completed), [found] if found else []
     stages = _jobs(recipe)
     if not stages.keys() & recipe.stages.keys():
         raise ValueError("every stage is skipped: leave at least one in")
     for name, stage in stages.items():
         check_stage(name, stage, recipe)
-    metric_of(recipe.task)
+    metrics_of(recipe.task)
     base = recipe.teacher.path or recipe.teacher.finetuned
     if not base:
         raise ValueError("no teacher is named: give --teacher.path, a Hugging Face folder or Hub id")
@@ -129,33 +167,44 @@ def load_inputs(recipe: Recipe) -> Inputs:
         if path not in (None, base):
             _check_vocabulary(path, tokenizer)
     longest = min(teacher.max_length, student.max_length)
-    for what in {"general" if stage.data == "general" else "task" for stage in stages.values()}:
+    for what in {"general" if stage.data in GENERAL else "task" for stage in stages.values()}:
         if (length := getattr(recipe, what).max_length) > longest:
             raise ValueError(f"{what}.max_length is {length}, but teacher and student take {longest} tokens at most")
-    finetuned = Encoder.load(recipe.teacher.finetuned, head="finetuned") if recipe.teacher.finetuned else teacher
+    kind, finetuned, masked = recipe.task.kind or "classification", teacher, teacher
+    if recipe.teacher.finetuned:
+        finetuned = Encoder.load(recipe.teacher.finetuned, head="finetuned", kind=kind)
+    if any(stage.data == "masked" and stage.teacher == "pretrained" and stage.losses.soft for stage in stages.values()):
+        masked = Encoder.load(base, head="finetuned", kind="masked")
     if finetuned.vocab_size != teacher.vocab_size:
         raise ValueError(
             f"the fine-tuned teacher has a vocabulary of {finetuned.vocab_size}, the pretrained one of "
             f"{teacher.vocab_size}: both must read the same token ids"
         )
-    others = {path: Encoder.load(path, head="finetuned") for path in recipe.teacher.others}
+    others = {path: Encoder.load(path, head="finetuned", kind=kind) for path in recipe.teacher.others}
     for path, other in others.items():
         _check_alike(path, other, finetuned)
         _check_vocabulary(path, tokenizer)
-    _check_objectives(recipe, stages, student, {"pretrained": teacher, "finetuned": finetuned})
+    _check_objectives(recipe, stages, student, {"pretrained": masked, "finetuned": finetuned})
     task = load_task(recipe.task, tokenizer, recipe.seed) if needs_task else None
-    general = any(stage.data == "general" for stage in stages.values())
+    if task is not None:
+        recipe = replace(recipe, task=replace(recipe.task, label_names=task.label_names))
+        metrics_of(recipe.task)  # tags are known only now
+    general = any(stage.data in GENERAL for stage in stages.values())
     corpus = load_corpus(recipe.general, tokenizer, Path(recipe.cache_dir).expanduser()) if general else None
     projections = _first_projections(recipe, student, teacher)
-    digest = _digest(*dict.fromkeys((teacher, finetuned, *others.values())))
-    inputs = Inputs(recipe, tokenizer, task, corpus, student, projections, digest)
+    digest = _digest(*dict.fromkeys((teacher, masked, finetuned, *others.values())))
+    inputs = Inputs(recipe, tokenizer, task, corpus, student, projections, digest, said)
     for name, stage in stages.items():
         with _named(name):
-            Loader(inputs.data(stage), stage.tokens_per_batch, seed=0).plan(epoch=0)
+            inputs.loader(stage, seed=0).plan(epoch=0)
     if task is not None:
         headed = {recipe.teacher.finetuned: finetuned} if recipe.teacher.finetuned else {}
         for path, encoder in (headed | others).items():
-            _check_labels(path, encoder, inputs)
+            if encoder.order_labels(task.label_names, inputs.num_labels):
+                names = ", ".join(task.label_names or ())
+                said.append(
+                    f"teacher: {path} has the classes in another order; its answers are put into the task's: {names}"
+                )
     return inputs
 
 
@@ -195,9 +244,10 @@ def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder
         teacher = teachers[stage.teacher]
         with _named(name):
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
-            objective = Objective(stage.losses, layers, student, teacher, regression=recipe.task.kind == "regression")
+            kind: HeadKind = "masked" if stage.data == "masked" else recipe.task.kind or "classification"
+            objective = Objective(stage.losses, layers, student, teacher, kind=kind)
             with torch.random.fork_rng():
-                headed = student.with_fresh_head(2) if objective.student_taps.logits else student
+                headed = student.with_fresh_head(kind, 2) if objective.student_taps.logits else student
             headed.check_taps(objective.student_taps)
             teacher.check_taps(objective.teacher_taps)
 
@@ -236,23 +286,3 @@ def _check_alike(path: str, other: Encoder, first: Encoder) -> None:
                 f"the teachers must have one shape, but {path} has {name} {getattr(other, name)}, the first "
                 f"{getattr(first, name)}: leave it out, or distil in two runs"
             )
-
-
-def _check_labels(path: str, encoder: Encoder, inputs: Inputs) -> None:
-    """A fine-tuned teacher must have the task's classes, and name them as the data does or not at all."""
-    teacher = encoder.model.config.id2label
-    assert teacher is not None, "transformers names every class"
-    if len(teacher) != inputs.num_labels:
-        raise ValueError(f"{path} was fine-tuned on {len(teacher)} labels, the task has {inputs.num_labels}")
-    own = inputs.id2label
-    generic = {i: f"LABEL_{i}" for i in range(inputs.num_labels)}
-    if (
-        own is not None
-        and teacher not in (own, generic)
-        and own != generic
-        and not all(n.isdigit() for n in own.values())
-    ):
-        raise ValueError(
-            f"the teacher {path} has the classes {list(teacher.values())}, the task {list(own.values())}: "
-            "give --task.label_names in the teacher's order"
-        )

@@ -8,6 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Kind = Literal["classification", "regression", "multilabel", "tagging", "span"]
+HeadKind = Literal[Kind, "masked"]  # masked: the words that were masked in general text
+Metric = Literal[
+    "accuracy", "f1", "macro_f1", "matthews", "mrr", "map", "pearson", "spearman", "micro_f1", "exact_match",
+    "entity_f1", "entity_precision", "entity_recall",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -15,7 +22,7 @@ class Teacher:
 
     Args:
         path: pretrained encoder: a Hugging Face folder or Hub id. Teaches the stages with `teacher: pretrained`.
-        finetuned: the same encoder, already fine-tuned on the task (a sequence-classification folder or Hub id);
+        finetuned: the same encoder, already fine-tuned on the task (a folder or Hub id with the task's head);
             when absent, the `finetune` stage makes it from `path`.
         others: more fine-tuned teachers of the same shape. Together they teach the stages with `teacher: finetuned`:
             logits and hidden states are averaged, attention is that of the first.
@@ -80,29 +87,41 @@ class Corpus:
 class Task:
     """Labelled text of the task.
 
+    What is left out comes from the definition that `name` selects; without one, columns and kind are found where the
+    data leaves no doubt about them.
+
     Args:
-        path: folder with train/validation/test files, a file, a glob, or a Hub id; absent where no stage needs it.
-        name: configuration of a Hub data set, such as mrpc.
-        text: column of the text.
-        pair: column of the second text, where there is one.
-        label: column of the label: class index, class name, or number (regression).
+        path: folder with train/validation/test files, a file, a glob, or a Hub id (`id@revision` for another revision);
+            absent where no stage needs it.
+        name: a known task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, squad_v2, conll2003,
+            chnsenticorp, lcqmc, xnli, msra_ner, dbqa; any other name is the configuration of a Hub data set.
+        configuration: configuration of a Hub data set, where it is not the name.
+        text: column of the text; of the words (tagging), of the question (span).
+        pair: column of the second text, where there is one; of the context (span).
+        label: column of the label: class index or name; number (regression); list of classes, or of a 0 or 1 for each
+            class (multilabel); list of tags, one for each word (tagging); answers as SQuAD has them (span).
+        group: column that tells which rows compete for a rank, such as the answers to one question; class 1 is right.
         kind: what the label is.
-        metric: score reported and used for choices; default accuracy, or pearson for regression.
+        metric: the score that choices are made by; default the first that the kind of label has.
         label_names: class names by index; default those of the data set.
-        max_length: tokens per example; longer ones are truncated and counted.
+        max_length: tokens per example, default 128; longer ones are truncated and counted, contexts cut into windows.
+        doc_stride: tokens that neighbouring windows of a context share (span), default a quarter of max_length.
         validation_size: rows set aside from train for choices, where the data has no split left for that.
         test_size: rows set aside from train for the reported figures, where the data has no split for that.
     """
 
     path: str | None = None
     name: str | None = None
-    text: str = "text"
+    configuration: str | None = None
+    text: str | None = None
     pair: str | None = None
-    label: str = "label"
-    kind: Literal["classification", "regression"] = "classification"
-    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"] | None = None
+    label: str | None = None
+    group: str | None = None
+    kind: Kind | None = None
+    metric: Metric | None = None
     label_names: tuple[str, ...] | None = None
-    max_length: int = 128
+    max_length: int | None = None
+    doc_stride: int | None = None
     validation_size: int = 500
     test_size: int = 1000
 
@@ -121,10 +140,12 @@ class Losses:
         relation_heads: heads into which the relation term splits both models.
         patience: squared distance of normalised [CLS] states (Patient-KD), mean over mapped layers.
         cosine: 1 - cosine of the states of the last mapped layer (DistilBERT), mean over tokens.
-        soft: cross-entropy with the teacher's softened predictions (squared error for regression).
-        soft_form: ce, or kl for the KL divergence, which has the same gradient and is 0 where the two agree.
+        soft: cross-entropy with the teacher's softened predictions, binary for each class of a multilabel task (squared
+            error for regression).
+        soft_form: ce, or kl for the KL divergence, which has the same gradient and is 0 where the two agree; of classes
+            and masked words.
         soft_reduction: batchmean = mean over rows; mean = over rows and classes, as in the published TinyBERT program.
-        hard: cross-entropy with the gold labels (squared error for regression).
+        hard: the same with the gold labels, or with the words that were masked.
         temperature: softening of the soft term.
         temperature_squared: multiply the soft term by the square of its temperature; its gradient then keeps its size.
         projection: one projection for all layers and the embedding (TinyBERT as published), or one for each; patience
@@ -176,7 +197,7 @@ class Stage:
 
     Args:
         teacher: which teacher; none for training on gold labels alone.
-        data: which text.
+        data: which text; masked is general text of which 15 % of the tokens are to be predicted.
         losses: weighted loss terms.
         epochs: passes over the data; exclusive with steps.
         steps: optimiser steps; exclusive with epochs.
@@ -191,7 +212,7 @@ class Stage:
     """
 
     teacher: Literal["pretrained", "finetuned", "none"] = "finetuned"
-    data: Literal["general", "task"] = "task"
+    data: Literal["general", "masked", "task"] = "task"
     losses: Losses = field(default_factory=Losses)
     epochs: float | None = None
     steps: int | None = None

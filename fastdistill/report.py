@@ -11,18 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from fastdistill import __version__
 from fastdistill.checkpoint import publish
-from fastdistill.evaluate import latency_ms, metric_of, predict
+from fastdistill.evaluate import agreement, latency_ms, predict
 from fastdistill.inputs import Inputs
 from fastdistill.log import Log
-from fastdistill.models.encoder import Encoder
+from fastdistill.metrics import metrics_of
 from fastdistill.models.pretrained import load_plain
-from fastdistill.recipe import Recipe
+from fastdistill.recipe import HeadKind, Recipe
 from fastdistill.workspace import Workspace
 
 Report = dict[str, Any]
@@ -78,32 +77,34 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path, dev
     if not space.control.exists():
         del folders["control"]
     stages = results(recipe, space)
-    headed = {
-        "teacher": (space.teacher / "result.json").exists(),
+    heads: dict[str, HeadKind | None] = {
+        "teacher": inputs.kind if (space.teacher / "result.json").exists() else None,
         "student": stages[-1]["head"],
-        "control": True,
+        "control": inputs.kind,
     }
-    plain = {name: load_plain(path, head=headed[name]) for name, path in folders.items()}
+    headed = {name: task is not None and kind == inputs.kind for name, kind in heads.items()}
+    plain = {name: load_plain(path, heads[name]) for name, path in folders.items()}
     length = min(64, inputs.student.max_length)
     latency = latency_ms(plain, batch_size=8, length=length)
     models: Report = {}
-    predictions: dict[str, np.ndarray] = {}
+    predictions: dict[str, Any] = {}
     for name, path in folders.items():
         result = Path(path) / "result.json" if name != "teacher" else space.teacher / "result.json"
-        scored = json.loads(result.read_text())["score"] if result.exists() else None
+        found = json.loads(result.read_text()) if result.exists() else {}
+        scored = found.get("score")
         models[name] = {
             "score": scored,
-            "metric": metric_of(recipe.task) if scored is not None else None,
+            "metric": metrics_of(recipe.task)[0] if scored is not None else None,
+            "scores": found.get("scores", {}),
             "probe": scored is not None and not headed[name],
             "parameters": plain[name].num_parameters(),
             "latency_ms": round(latency[name], 3),
         }
         if task is not None and headed[name]:
-            encoder = Encoder.load(path, head="finetuned").to(device)
-            predictions[name] = predict(encoder, task.test, device)
+            predictions[name] = predict(inputs.load_headed(path).to(device), task.test, device)
     for name in ("student", "control"):
-        if name in predictions and "teacher" in predictions and recipe.task.kind == "classification":
-            models[name]["agreement"] = float((predictions[name] == predictions["teacher"]).mean())
+        if name in predictions and "teacher" in predictions and inputs.kind != "regression" and not recipe.task.group:
+            models[name]["agreement"] = agreement(predictions[name], predictions["teacher"])
     teacher, small = models["teacher"], models["student"]
     return {
         **models,
@@ -158,6 +159,19 @@ def summary(report: Report) -> str:
     return "\n\n".join([table(report), " ".join(sentences)]).strip()
 
 
+def all_scores(report: Report) -> str:
+    """Every score of teacher, student and control, as a Markdown table; empty where there are none."""
+    models = {name: report[name]["scores"] for name in ("teacher", "student", "control") if name in report}
+    metrics = dict.fromkeys(metric for scores in models.values() for metric in scores)
+    if not metrics:
+        return ""
+    lines = [f"| (%) | {' | '.join(models)} |", f"|---|{'---:|' * len(models)}"]
+    for metric in metrics:
+        values = (f"{100 * scores[metric]:.1f}" if metric in scores else "-" for scores in models.values())
+        lines.append(f"| {metric} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
 def cpu_name() -> str:
     """What the machine calls its processor."""
     info = Path("/proc/cpuinfo")
@@ -175,7 +189,8 @@ def to_markdown(report: Report) -> str:
     ]
     for s in report["stages"]:
         terms = ", ".join(f"{term} {first:.4g} -> {last:.4g}" for term, (first, last) in s["losses"].items())
-        scored = "-" if s["score"] is None else f"{100 * s['score']:.1f}" + ("" if s["head"] else " (probe)")
+        probed = "" if s["head"] == report["recipe"]["task"]["kind"] else " (probe)"
+        scored = "-" if s["score"] is None else f"{100 * s['score']:.1f}{probed}"
         stages.append(
             f"| {s['name']} | {s['teacher']} | {s['data']} | {s['steps']} | {s['tokens']:,} | {s['seconds']:.0f} | "
             f"{s['tokens_per_second']:,.0f} | {scored} | {terms} |"
@@ -200,6 +215,8 @@ def to_markdown(report: Report) -> str:
     return f"""# Distillation report
 
 {summary(report)}
+
+{all_scores(report)}
 
 {held_out}Latency is the median of a forward pass of {latency["batch_size"]} sequences
 of {latency["length"]} tokens in fp32 on {latency["threads"]} threads of {latency["cpu"]}, the models taking turns.

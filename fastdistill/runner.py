@@ -9,10 +9,12 @@ import dataclasses
 import json
 import shutil
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,17 +24,19 @@ from fastdistill import ranks, report
 from fastdistill.checkpoint import Checkpoints, Progress, publish, weights
 from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
-from fastdistill.evaluate import metric_of, predict, probe, score
+from fastdistill.evaluate import predict, probe
 from fastdistill.inputs import Inputs, load_inputs
 from fastdistill.log import Log
 from fastdistill.loop import train
 from fastdistill.losses.objective import Objective
 from fastdistill.memory import lacks_memory
+from fastdistill.metrics import metrics_of, score, scores
 from fastdistill.models.encoder import Encoder, Head
 from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_map
 from fastdistill.models.pretrained import quiet
+from fastdistill.models.student import copy_head
 from fastdistill.models.teacher import Ensemble, Live
-from fastdistill.recipe import Recipe, Stage, Student, Teacher
+from fastdistill.recipe import HeadKind, Recipe, Stage, Student, Teacher
 from fastdistill.step import Runtime
 from fastdistill.teacher_cache import Cached, cached
 from fastdistill.workspace import Workspace, check_workspace, open_workspace
@@ -74,9 +78,11 @@ def run(
         ranks.agree(enter)
         log = held.enter_context(Log(space.log if ranks.rank() == 0 else None))
         log.say(runtime.describe(recipe.precision))
+        for line in inputs.said:
+            log.say(line)
         for part, counts in inputs.data_counts().items():
             log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
-        return Runner(recipe, inputs, space, log, runtime).run()
+        return Runner(inputs.recipe, inputs, space, log, runtime).run()
 
 
 def with_assistant(recipe: Recipe, shape: Student) -> tuple[Recipe, Recipe]:
@@ -133,14 +139,11 @@ class Runner:
         if ranks.agree(folder.exists) or task is None:
             return
         if self.recipe.teacher.finetuned is not None:
-            teacher = Encoder.load(self.recipe.teacher.finetuned, head="finetuned").to(self.runtime.device)
-            ranks.agree(lambda: self._publish(folder, None, {}, {"name": "teacher", "score": self._score(teacher)}))
+            teacher = self.inputs.load_headed(self.recipe.teacher.finetuned).to(self.runtime.device)
+            ranks.agree(lambda: self._publish(folder, None, {}, {"name": "teacher", **self._scored(teacher)}))
         elif not stage.skip:
             assert self.recipe.teacher.path is not None, "one of the two is named; inputs are checked"
-            torch.manual_seed(seed_of(self.recipe.seed, "head"))
-            teacher = Encoder.load(
-                self.recipe.teacher.path, head="fresh", num_labels=self.inputs.num_labels, id2label=self.inputs.id2label
-            )
+            teacher = self._load_headed(self.recipe.teacher.path, "fresh", self.inputs.kind)
             self._train("finetune", stage, teacher, [], folder)
 
     def make_initial_student(self) -> Path:
@@ -155,9 +158,8 @@ class Runner:
         """One stage, from the student folder `start` to the folder it returns."""
         folder = self.space.stage(name)
         if not ranks.agree(folder.exists):
-            student = self._load_student(start, stage)
-            paths, head = self.inputs.teacher_paths(stage, self.space.teacher)
-            teachers = [Encoder.load(path, head=head) for path in paths]
+            teachers = self.inputs.load_teachers(stage, self.space.teacher)
+            student = self._load_student(start, stage, teachers)
             self._train(name, stage, student, teachers, folder, start)
         return folder
 
@@ -170,17 +172,26 @@ class Runner:
         student = self._load_student(self.space.stage("init"), stage)
         self._train("control", dataclasses.replace(stage, steps=steps, epochs=None), student, [], folder)
 
-    def _load_student(self, folder: Path, stage: Stage) -> Encoder:
-        """The student with the head that it has, or with a new one where the stage's losses need one."""
-        head: Head = "none"
-        if stage.losses.soft or stage.losses.hard:
-            head = "fresh"
-        if json.loads((folder / "result.json").read_text()).get("head", False):
-            head = "finetuned"
-        if head == "none":
+    def _load_student(self, folder: Path, stage: Stage, teachers: Sequence[Encoder] = ()) -> Encoder:
+        """The student with the head that it has, or with a new one where the stage's losses need another.
+
+        A head that predicts masked words starts from the teacher's.
+        """
+        has = json.loads((folder / "result.json").read_text()).get("head")
+        needs = self.inputs.head(stage) if stage.losses.soft or stage.losses.hard else has
+        if needs is None:
             return Encoder.load(folder)
+        student = self._load_headed(folder, "finetuned" if needs == has else "fresh", needs)
+        if needs == "masked" != has and teachers and teachers[0].kind == needs:
+            copy_head(teachers[0], student)
+        return student
+
+    def _load_headed(self, path: str | Path, head: Head, kind: HeadKind) -> Encoder:
         torch.manual_seed(seed_of(self.recipe.seed, "head"))  # one for all: the control starts with the same head
-        return Encoder.load(folder, head=head, num_labels=self.inputs.num_labels, id2label=self.inputs.id2label)
+        if kind == "masked":
+            return Encoder.load(path, head=head, kind=kind)
+        names = self.inputs.id2label
+        return Encoder.load(path, head=head, kind=kind, num_labels=self.inputs.num_labels, id2label=names)
 
     def _train(
         self,
@@ -198,8 +209,7 @@ class Runner:
         if teacher is not None:
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
             self.log.say(f"{name}: {format_layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)}")
-        regression = self.recipe.task.kind == "regression"
-        objective = Objective(stage.losses, layers, student, teacher, regression=regression)
+        objective = Objective(stage.losses, layers, student, teacher, kind=self.inputs.head(stage))
         if start is not None:
             _take_projections(objective, start)
         for module in (student, objective, *teachers):
@@ -208,15 +218,14 @@ class Runner:
             for who, encoder in (("student", student), *(("teacher", encoder) for encoder in teachers)):
                 if not encoder.compile_layers():
                     self.log.say(f"{name}: the {who} is not compiled, for this family's layers are not known")
-        data = self.inputs.data(stage)
-        loader = Loader(data, stage.tokens_per_batch, seed=seed_of(self.recipe.seed, name))
+        loader = self.inputs.loader(stage, seed_of(self.recipe.seed, name))
         steps = stage.steps or -(-loader.num_batches(stage.epochs or 1.0) // stage.gradient_accumulation_steps)
         checkpoints = Checkpoints(self.space.checkpoints, name)
         taught_by = self._taught_by(name, stage, teachers, objective, loader, steps)
         progress = train(
             name, stage, student, taught_by, objective, loader, steps,
             runtime=self.runtime, checkpoints=checkpoints, log=self.log,
-            validate=self._validate if student.has_head else None,
+            validate=self._validate if self._knows_task(student) else None,
         )  # fmt: skip
         ranks.agree(lambda: self._hand_on(name, stage, student, objective, progress, folder))
         ranks.agree(checkpoints.clear)
@@ -234,17 +243,15 @@ class Runner:
             "seconds": round(progress.seconds, 2),
             "tokens_per_second": round(progress.tokens / progress.seconds, 1),
             "losses": report.first_and_last(self.space.log, name),
-            "score": self._score(student),
+            **self._scored(student),
             "validation": progress.best_score,
-            "head": student.has_head,
+            "head": student.kind,
         }
         self._publish(folder, student, weights(objective), result)
-        scored = (
-            ""
-            if result["score"] is None
-            else f", {metric_of(self.recipe.task)} {result['score']:.4f}"
-            + ("" if student.has_head else " (linear probe)")
-        )
+        scored = ""
+        if result["score"] is not None:
+            probed = "" if self._knows_task(student) else " (linear probe)"
+            scored = f", {metrics_of(self.recipe.task)[0]} {result['score']:.4f}{probed}"
         self.log.say(f"{name}: {progress.step} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s{scored}")
 
     def _taught_by(
@@ -261,6 +268,9 @@ class Runner:
         epochs = steps * stage.gradient_accumulation_steps / len(loader.plan(0))
         if not self.recipe.teacher_cache or epochs <= 1 or stage.teacher_dropout:
             return live
+        if loader.masking is not None:
+            self.log.say(f"{name}: no teacher cache, for every batch hides other words")
+            return live
         folder = Path(self.recipe.cache_dir).expanduser() / "teacher"
         ask = partial(
             cached, folder, live, loader.sequences, objective.teacher_taps,
@@ -275,24 +285,34 @@ class Runner:
             self.log.say(f"{name}: no teacher cache ({error}); the teacher runs beside the student")
             return live
 
+    def _knows_task(self, encoder: Encoder) -> bool:
+        """Whether it has the task's head."""
+        return self.inputs.task is not None and encoder.kind == self.inputs.kind
+
     def _validate(self, encoder: Encoder) -> float:
         task = self.inputs.task
         assert task is not None
-        assert task.validation.labels is not None
+        assert task.validation.gold is not None
         predictions = predict(encoder, task.validation, self.runtime.device)
-        return score(metric_of(self.recipe.task), predictions, task.validation.labels, self.inputs.num_labels)
+        return score(metrics_of(self.recipe.task)[0], predictions, task.validation.gold)
 
-    def _score(self, encoder: Encoder) -> float | None:
-        """The task score on the held-out rows; by a linear probe where there is no head."""
+    def _scored(self, encoder: Encoder) -> dict[str, Any]:
+        """All scores of the task on the held-out rows, and the one that choices are made by; by a linear probe where
+        there is no head for it, and none where there is no task or a probe cannot tell."""
         task = self.inputs.task
-        if task is None:
-            return None
-        if encoder.has_head:
-            predictions = predict(encoder, task.test, self.runtime.device)
-        else:
-            predictions = probe(encoder, task.train, task.test, self.recipe.task, self.runtime.device)
-        assert task.test.labels is not None
-        return score(metric_of(self.recipe.task), predictions, task.test.labels, self.inputs.num_labels)
+        found: dict[str, float] = {}
+        if task is None or (self.inputs.kind == "span" and not self._knows_task(encoder)):
+            return {"score": None, "scores": {}}
+        metrics = metrics_of(self.recipe.task)
+        for name, data in {"": task.test, **task.more}.items():
+            if self._knows_task(encoder):
+                predictions = predict(encoder, data, self.runtime.device)
+            else:
+                predictions = probe(encoder, task.train, data, self.runtime.device)
+            assert data.gold is not None
+            values = scores(metrics, predictions, data.gold)
+            found |= {f"{metric}, {name}" if name else metric: value for metric, value in values.items()}
+        return {"score": found[metrics[0]], "scores": found}
 
     def _publish(
         self, folder: Path, encoder: Encoder | None, projections: dict[str, Tensor], result: dict[str, object]

@@ -127,8 +127,9 @@ class Step:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.tables: dict[nn.Parameter, Tensor] = {}
         if runtime.device.type == "cpu":  # elsewhere how many rows there are would have to be waited for
-            for module in student.modules():
-                if isinstance(module, nn.Embedding):
+            multiplied = {module.weight for module in student.modules() if isinstance(module, nn.Linear)}
+            for module in student.modules():  # a head that predicts words may share the embeddings' weights
+                if isinstance(module, nn.Embedding) and module.weight not in multiplied:
                     module.sparse = True
 
     def teach(self, batch: Batch) -> Captured | None:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from fastdistill.batch import Batch
 from fastdistill.checkpoint import publish_file, sweep
-from fastdistill.data.packing import Sequences, collate, in_order
+from fastdistill.data.packing import NO_LABEL, Sequences, collate, in_order, places
 from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.teacher import Live
+from fastdistill.recipe import HeadKind
 
 FORMAT_VERSION = 1
 TOKENS_PER_SHARD = 1 << 14  # at least
@@ -59,6 +60,7 @@ class Cached:
         shard_of = data.offsets[:-1] // max(TOKENS_PER_SHARD, -(-int(data.offsets[-1]) // MOST_SHARDS))
         self.bounds = [0, *(np.flatnonzero(np.diff(shard_of)) + 1).tolist(), len(data)]  # of shards, in sequences
         self.answers: dict[tuple[int, str], Tensor] = {}  # memory-mapped
+        self.logits = self._logits_of(live.encoder.kind)
         self.scaling = math.nan
         index = self.folder / "index.json"
         found = index.read_text(errors="replace") if index.exists() else self.origin
@@ -75,8 +77,8 @@ class Cached:
         starts = np.asarray(self.bounds)[shards]
         captured = Captured(scaling=self.scaling)
         for name in names_of(taps):
-            places = np.arange(len(self.data) + 1) if name == "logits" else self.data.offsets
-            firsts, lasts = (places[rows] - places[starts] for rows in (batch.indices, batch.indices + 1))
+            offsets = self._offsets(name)
+            firsts, lasts = (offsets[rows] - offsets[starts] for rows in (batch.indices, batch.indices + 1))
             parts = [self.answers[shard, name][i:j] for shard, i, j in zip(shards, firsts, lasts, strict=True)]
             put(captured, name, torch.cat(parts).to(batch.input_ids.device))
         return captured
@@ -120,18 +122,19 @@ class Cached:
 
     def _ask(self, live: Live, shard: int, names: list[str], tokens_per_batch: int) -> dict[str, Tensor]:
         """The teacher's answers to the sequences of a shard, in the order of the text."""
-        part = self.data.take(np.arange(*self.bounds[shard : shard + 2]))
+        first, last = self.bounds[shard : shard + 2]
+        part = self.data.take(np.arange(first, last))
         answers: dict[str, Tensor] = {}
         for batch in in_order(part, tokens_per_batch):
             assert batch.indices is not None, "batches of a text know its sequences"
             captured = live(batch.to(live.device), taps_of(names))
             self.scaling = captured.scaling
-            tokens, _ = part.places(batch.indices)
             for name in names:
-                answer, places = get(captured, name), batch.indices if name == "logits" else tokens
-                shape = (len(part) if name == "logits" else int(part.offsets[-1]), *answer.shape[1:])
+                answer, offsets = get(captured, name), self._offsets(name)[first : last + 1]
+                at, _ = places(offsets - offsets[0], batch.indices)
+                shape = (int(offsets[-1] - offsets[0]), *answer.shape[1:])
                 kept = answers.setdefault(name, torch.empty(shape, dtype=answer.dtype))
-                kept[torch.from_numpy(places)] = answer.cpu()
+                kept[torch.from_numpy(at)] = answer.cpu()
         return {name: answer if name == "logits" else halved(answer) for name, answer in answers.items()}
 
     def verify(self, live: Live, taps: Taps, rows: np.ndarray) -> float:
@@ -146,13 +149,26 @@ class Cached:
                 norms[n] += y.square().sum()
         return (errors / norms).sqrt().nan_to_num(nan=math.inf).max().item()
 
+    def _offsets(self, name: str) -> np.ndarray:
+        """``(N + 1,)``: the rows of an answer that belong to sequence n are ``[offsets[n], offsets[n + 1])``."""
+        return self.logits if name == "logits" else self.data.offsets
+
+    def _logits_of(self, kind: HeadKind | None) -> np.ndarray:
+        """The offsets of logits: a row for each sequence, token, or labelled token."""
+        labels = self.data.token_labels
+        if kind == "span" or (kind == "tagging" and labels is None):
+            return self.data.offsets
+        if kind == "tagging" and labels is not None:
+            return np.concatenate(([0], np.cumsum(labels != NO_LABEL)))[self.data.offsets]
+        return np.arange(len(self.data) + 1)
+
     def _path(self, shard: int, name: str) -> Path:
         return self.folder / f"{shard:05d}" / f"{name}.safetensors"
 
     def _read(self, shard: int, name: str) -> bool:
         """Map an answer; False where the file is missing, torn, damaged or of another origin."""
         first, last = self.bounds[shard : shard + 2]
-        rows = last - first if name == "logits" else self.data.offsets[last] - self.data.offsets[first]
+        rows = self._offsets(name)[last] - self._offsets(name)[first]
         try:
             with safe_open(self._path(shard, name), framework="pt") as file:
                 answer, about = file.get_tensor(ANSWER), file.metadata() or {}

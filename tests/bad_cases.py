@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, MPNetConfig, MPNetModel
-
 from fastdistill import Recipe
-from tests.tiny import make_teacher, make_tokenizer
+from tests.bad_files import (
+    answers,
+    classifier,
+    configured,
+    listed_labels,
+    other_vocabulary,
+    spoilt,
+    tags,
+    torn,
+    uncapturable,
+    without_tokenizer,
+)
+from tests.tiny import make_teacher
 
 replace = dataclasses.replace
 
@@ -62,8 +70,60 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
         ("bad.csv", "two columns called text"),
     ),
     "lists for labels": (
-        lambda r, t: replace(r, task=replace(r.task, path=str(listed_labels(t)))),
+        lambda r, t: replace(r, task=replace(r.task, path=str(listed_labels(t)), kind="classification")),
         ("bad.jsonl, row 1", "[0, 1]"),
+    ),
+    "columns that may be read in two ways": (
+        lambda r, t: task_file(r, t, "text,sentence,label\n" + "a film,it is good,positive\n"),
+        ("bad.csv", "text, sentence, label", "set task.text"),
+    ),
+    "a task that there is not": (
+        lambda r, t: replace(r, task=replace(r.task, path=None, name="sst-2")),
+        ("'sst-2'", "mean sst2?"),
+    ),
+    "a named task without data": (
+        lambda r, t: replace(r, task=replace(r.task, name="dbqa", path=None)),
+        ("--task.path",),
+    ),
+    "ranking without groups": (
+        lambda r, t: replace(r, task=replace(r.task, metric="mrr")),
+        ("mrr", "without task.group", "accuracy"),
+    ),
+    "answers to rank as numbers": (
+        lambda r, t: replace(r, task=replace(r.task, kind="regression", group="text")),
+        ("task.group",),
+    ),
+    "targets that are no numbers": (
+        lambda r, t: task_file(r, t, "text,label\n" + "a film,0.5\nbad,1\nfine,nan\n"),
+        ("bad.csv, row 3", "'nan' is not a finite number"),
+    ),
+    "windows that do not move on": (
+        lambda r, t: replace(r, task=replace(r.task, path=str(answers(t)), doc_stride=9)),
+        ("task.doc_stride is 9", "from 0 to"),
+    ),
+    "tags of unequal length": (
+        lambda r, t: replace(r, task=replace(r.task, path=str(tags(t)))),
+        ("bad.jsonl, row 2", "1 tags for 2 words"),
+    ),
+    "entities of tags that are none": (
+        lambda r, t: replace(r, task=replace(r.task, path=str(tags(t, good=True)), metric="entity_f1")),
+        ("entity_f1", "accuracy"),
+    ),
+    "masked text of which nothing is predicted": (
+        lambda r, t: with_stage(r, "gd", data="masked"),
+        ("gd reads masked text and predicts nothing", "gd.losses.hard"),
+    ),
+    "masked words of a teacher without them": (
+        lambda r, t: with_stage(with_losses(r, "gd", soft=1.0), "gd", data="masked"),
+        ("teacher has no head that predicts masked words",),
+    ),
+    "masked words of a fine-tuned teacher": (
+        lambda r, t: with_stage(with_losses(r, "ged", soft=1.0), "ged", data="masked"),
+        ("ged", "predicts no masked words", "ged.teacher to pretrained"),
+    ),
+    "best epoch of masked text": (
+        lambda r, t: with_stage(with_losses(r, "gd", hard=1.0), "gd", data="masked", keep="best"),
+        ("gd.keep is best", "last"),
     ),
     "no label names": (lambda r, t: replace(r, task=replace(r.task, label_names=())), ("task.label_names is []",)),
     "a label name twice": (
@@ -80,9 +140,9 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
         lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(classifier(t, "no", "perhaps", "yes")))),
         ("3 labels", "has 2"),
     ),
-    "fine-tuned on classes in another order": (
-        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(classifier(t, "positive", "negative")))),
-        ("['positive', 'negative']", "['negative', 'positive']", "--task.label_names"),
+    "fine-tuned on classes of other names": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(classifier(t, "good", "bad")))),
+        ("['good', 'bad']", "['negative', 'positive']", "--task.label_names"),
     ),
     "empty text": (lambda r, t: task_file(r, t, "text,label\n" + ROWS + ",positive\n"), ("17", "text")),
     "not UTF-8": (
@@ -214,61 +274,3 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
 
 def with_optim(recipe: Recipe, name: str, **changes: object) -> Recipe:
     return with_stage(recipe, name, optim=replace(recipe.stages[name].optim, **changes))  # type: ignore[arg-type]
-
-
-def configured(folder: Path, **changes: object) -> Path:
-    teacher = make_teacher(folder / "configured")
-    config = json.loads((teacher / "config.json").read_text())
-    (teacher / "config.json").write_text(json.dumps(config | changes))
-    return teacher
-
-
-def listed_labels(folder: Path) -> Path:
-    path = folder / "bad.jsonl"
-    path.write_text("".join(json.dumps({"text": "a film", "label": [n % 2, 1]}) + "\n" for n in range(20)))
-    return path
-
-
-def uncapturable(folder: Path) -> Path:
-    config = MPNetConfig(
-        vocab_size=27, hidden_size=24, num_hidden_layers=4, num_attention_heads=2, intermediate_size=48,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    MPNetModel(config).save_pretrained(folder / "mpnet")
-    make_tokenizer().save_pretrained(folder / "mpnet")
-    return folder / "mpnet"
-
-
-def classifier(folder: Path, *names: str) -> Path:
-    config = AutoConfig.from_pretrained(make_teacher(folder / "base"), id2label=dict(enumerate(names)))
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "finetuned")
-    make_tokenizer().save_pretrained(folder / "finetuned")
-    return folder / "finetuned"
-
-
-def without_tokenizer(folder: Path) -> Path:
-    teacher = make_teacher(folder / "bare")
-    for path in teacher.glob("tokenizer*"):
-        path.unlink()
-    return teacher
-
-
-def spoilt(folder: Path) -> Path:
-    path = make_teacher(folder / "spoilt") / "model.safetensors"
-    weights = load_file(path)
-    weights["embeddings.LayerNorm.weight"][3] = float("nan")
-    save_file(weights, path, metadata={"format": "pt"})
-    return path.parent
-
-
-def torn(folder: Path) -> Path:
-    path = make_teacher(folder / "torn") / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    return path.parent
-
-
-def other_vocabulary(folder: Path, size: int, head: bool = False) -> Path:
-    words = [f"word{i}" for i in range(size - 5)]
-    make_teacher(folder / "other", head=head, vocab_size=size)
-    make_tokenizer(words).save_pretrained(folder / "other")
-    return folder / "other"

@@ -1,8 +1,7 @@
-"""Scores by hand, predictions in the order of the data, probes, latency."""
+"""Predictions in the order of the data, probes, latency."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,54 +11,22 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification
 
 from fastdistill import evaluate
+from fastdistill.data.gold import Gold
 from fastdistill.data.packing import Sequences
-from fastdistill.evaluate import latency_ms, metric_of, predict, probe, score
+from fastdistill.evaluate import agreement, latency_ms, predict, probe
+from fastdistill.metrics import score
 from fastdistill.models.encoder import Encoder
-from fastdistill.recipe import Task
 from tests.tiny import make_teacher
-
-GOLD = np.array([1, 0, 1, 1, 0, 0, 1, 0])
-GUESS = np.array([1, 0, 0, 1, 1, 0, 1, 1])  # 3 true positives, 2 true negatives, 2 false positives, 1 false negative
-
-
-def test_classification_metrics_by_hand() -> None:
-    assert score("accuracy", GUESS, GOLD) == 5 / 8
-    assert score("f1", GUESS, GOLD) == pytest.approx(2 * 3 / (2 * 3 + 2 + 1))
-    assert score("matthews", GUESS, GOLD) == pytest.approx((3 * 2 - 2 * 1) / math.sqrt(5 * 4 * 4 * 3))
-
-
-def test_f1_of_more_classes_is_the_mean_over_classes() -> None:
-    gold, guess = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 2, 0])
-    assert score("f1", guess, gold, num_labels=3) == pytest.approx((2 / 4 + 2 / 3 + 2 / 3) / 3)
-
-
-def test_correlations_by_hand() -> None:
-    gold, guess = np.array([1.0, 2.0, 3.0, 10.0]), np.array([1.0, 3.0, 2.0, 4.0])
-    assert score("spearman", guess, gold) == pytest.approx(1 - 6 * 2 / (4 * 15))
-    a, b = gold - gold.mean(), guess - guess.mean()
-    assert score("pearson", guess, gold) == pytest.approx((a @ b) / math.sqrt((a @ a) * (b @ b)))
-    assert score("pearson", np.ones(4), gold) == 0.0
-    assert score("spearman", guess, np.ones(4)) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("task", "metric"),
-    [(Task(), "accuracy"), (Task(kind="regression"), "pearson"), (Task(metric="matthews"), "matthews")],
-)
-def test_default_metric(task: Task, metric: str) -> None:
-    assert metric_of(task) == metric
-
-
-@pytest.mark.parametrize("task", [Task(metric="pearson"), Task(kind="regression", metric="accuracy")])
-def test_metric_of_the_other_kind_is_refused(task: Task) -> None:
-    with pytest.raises(ValueError, match="does not fit"):
-        metric_of(task)
 
 
 def make_data(count: int = 40) -> Sequences:
     draw = np.random.default_rng(0)
     offsets = np.concatenate(([0], draw.integers(1, 12, count).cumsum()))
-    return Sequences(draw.integers(5, 20, offsets[-1]), offsets, labels=draw.integers(0, 3, count))
+    return labelled(draw.integers(5, 20, offsets[-1]), offsets, draw.integers(0, 3, count))
+
+
+def labelled(ids: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> Sequences:
+    return Sequences(ids, offsets, labels=labels, gold=Gold("classification", labels, ("a", "b", "c")))
 
 
 def test_predictions_are_those_of_plain_transformers_in_the_order_of_the_data(tmp_path: Path) -> None:
@@ -80,11 +47,12 @@ def test_probe_finds_what_the_states_hold(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, 1200)
     ids = np.stack([np.full(1200, 2), 5 + labels, *draw.integers(5, 20, (2, 1200))], axis=1)
-    train = Sequences(ids[:1000].ravel(), np.arange(0, 4001, 4), labels=labels[:1000])
-    test = Sequences(ids[1000:].ravel(), np.arange(0, 801, 4), labels=labels[1000:])
-    assert score("accuracy", probe(encoder, train, test, Task(), torch.device("cpu")), test.labels) > 0.9
-    shuffled = Sequences(train.input_ids, train.offsets, labels=draw.permutation(train.labels))
-    assert score("accuracy", probe(encoder, shuffled, test, Task(), torch.device("cpu")), test.labels) < 0.75
+    train = labelled(ids[:1000].ravel(), np.arange(0, 4001, 4), labels[:1000])
+    test = labelled(ids[1000:].ravel(), np.arange(0, 801, 4), labels[1000:])
+    assert test.gold is not None
+    assert score("accuracy", probe(encoder, train, test, torch.device("cpu")), test.gold) > 0.9
+    shuffled = labelled(train.input_ids, train.offsets, draw.permutation(labels[:1000]))
+    assert score("accuracy", probe(encoder, shuffled, test, torch.device("cpu")), test.gold) < 0.75
 
 
 def test_probe_is_fitted_to_a_bounded_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +61,15 @@ def test_probe_is_fitted_to_a_bounded_number_of_rows(tmp_path: Path, monkeypatch
     fit = LogisticRegression.fit
     monkeypatch.setattr(LogisticRegression, "fit", lambda m, x, y, *a, **k: (seen.append(len(y)), fit(m, x, y))[1])
     monkeypatch.setattr(evaluate, "PROBE_ROWS", 50)
-    probe(encoder, data, make_data(5), Task(), torch.device("cpu"))
+    probe(encoder, data, make_data(5), torch.device("cpu"))
     assert seen == [50]
+
+
+def test_agreement_is_over_rows_whatever_a_row_is() -> None:
+    assert agreement(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2])) == 0.75
+    assert agreement(np.array([[True, False], [True, True]]), np.array([[True, False], [False, True]])) == 0.5
+    assert agreement([["O", "B-X"], ["O"]], [["O", "O"], ["O"]]) == 0.5
+    assert agreement(["the end", ""], ["the end", "an end"]) == 0.5
 
 
 def test_latency_tells_a_large_model_from_a_small_one(tmp_path: Path) -> None:

@@ -158,12 +158,12 @@ def test_every_stage_starts_and_learns_where_the_recipe_says(
     run(tiny_recipe(world, out))
     assert loaded == [
         ("stages/init", "none"),
+        ("teacher", "none"),
         ("stages/gd", "none"),
         ("teacher", "none"),
         ("stages/ged", "none"),
-        ("teacher", "none"),
-        ("stages/tad", "fresh"),
         ("teacher", "finetuned"),
+        ("stages/tad", "fresh"),
         ("stages/init", "fresh"),
     ]
     assert trained == [

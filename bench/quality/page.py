@@ -10,7 +10,14 @@ from bench.record import RESULTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 NOT_RUN = "not run"
-METRICS = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
+METRICS = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "entity_f1": "entity F1",
+}
 INTRODUCTION = """\
 # Results
 

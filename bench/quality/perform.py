@@ -6,7 +6,9 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +17,14 @@ from bench.quality.work import Result, Work
 from bench.timing import device_name
 from fastdistill import Encoder, Recipe, run
 from fastdistill.checkpoint import publish
+from fastdistill.data.columns import complete
+from fastdistill.data.gold import Gold
 from fastdistill.data.tasks import load_task
-from fastdistill.evaluate import metric_of, predict, score
+from fastdistill.evaluate import predict
+from fastdistill.metrics import entities, metrics_of, scores
 from fastdistill.models.pretrained import load_tokenizer
 from fastdistill.step import Runtime
 from fastdistill.workspace import Workspace
-
-METRICS = {"classification": ("accuracy", "f1", "matthews"), "regression": ("pearson", "spearman")}
 
 
 def perform(job: Job, work: Work, data: Path) -> Result:
@@ -101,19 +104,35 @@ def about(job: Job) -> Result:
 
 def examined(recipe: Recipe, space: Workspace) -> tuple[dict[str, np.ndarray], Result]:
     """Predictions and gold labels of the test rows, and the scores that they give."""
-    task = load_task(recipe.task, load_tokenizer(space.student), recipe.seed)
-    device = Runtime.of(recipe).device
-    predictions = predict(Encoder.load(space.student, head="finetuned").to(device), task.test, device)
-    labels = task.test.labels
-    assert labels is not None, "the test rows of a task have labels"
-    classes = len(task.label_names) if task.label_names else 1
-    scores = {name: score(name, predictions, labels, classes) for name in METRICS[recipe.task.kind]}
-    metric = metric_of(recipe.task)
-    small = np.float32 if classes == 1 else np.int16
-    return {"predictions": predictions.astype(small), "labels": labels.astype(small)}, {
-        "metric": metric,
-        "score": scores[metric],
-        "scores": scores,
-        "classes": classes,
-        "test": {"rows": len(labels), "origin": task.origins["test"]},
+    completed, _ = complete(recipe.task)
+    task = load_task(completed, load_tokenizer(space.student), recipe.seed)
+    gold, device = task.test.gold, Runtime.of(recipe).device
+    assert gold is not None, "the test rows of a task have labels"
+    encoder = Encoder.load(space.student, head="finetuned", kind=gold.kind).to(device)
+    predictions = predict(encoder, task.test, device)
+    metrics = metrics_of(replace(completed, label_names=task.label_names))
+    scored = scores(metrics, predictions, gold)
+    return compact(predictions, gold), {
+        "metric": metrics[0],
+        "score": scored[metrics[0]],
+        "scores": scored,
+        "classes": len(gold.names) if gold.names else 1,
+        "test": {"rows": len(gold.rows), "origin": task.origins["test"]},
     }
+
+
+def compact(predictions: Any, gold: Gold) -> dict[str, np.ndarray]:
+    """Predictions and labels, row by row, as `verdict` reads them; of tags the entities of each row: how many are
+    right, were predicted, and are there.
+
+    Raises:
+        ValueError: a kind of task that has no bootstrap.
+    """
+    if gold.kind == "tagging":
+        pairs = [(entities(p), entities(g)) for p, g in zip(predictions, gold.rows, strict=True)]
+        counts = np.array([(len(p & g), len(p), len(g)) for p, g in pairs], np.int16)
+        return {"predictions": counts, "labels": counts[:, 2]}
+    if gold.kind not in ("classification", "regression"):
+        raise ValueError(f"a {gold.kind} task has no bootstrap: leave it out")
+    small = np.float32 if gold.kind == "regression" else np.int16
+    return {"predictions": predictions.astype(small), "labels": np.asarray(gold.rows).astype(small)}

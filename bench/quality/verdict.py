@@ -54,6 +54,8 @@ def _metric(metric: str, predictions: np.ndarray, labels: np.ndarray, classes: i
     if metric in ("f1", "matthews"):
         own = [np.eye(classes)[x.astype(np.int64)] for x in (predictions, labels)]  # (N, C) each
         return partial(_f1 if metric == "f1" else _matthews, np.stack([own[0] * own[1], *own]))
+    if metric == "entity_f1":
+        return partial(_entity_f1, predictions.astype(np.float64))
     if metric == "pearson":
         return partial(_pearson, *(_centred(x) for x in (predictions, labels)))
     if metric == "spearman":
@@ -72,6 +74,12 @@ def _f1(parts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     if of_class.shape[1] == 2:
         return np.asarray(of_class[:, 1])
     return np.asarray(of_class.sum(1) / (predicted + gold > 0).sum(1))
+
+
+def _entity_f1(parts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``2 right / (predicted + there)``; parts (N, 3) are of each row."""
+    right, predicted, there = (counts @ part for part in parts.T)
+    return _ratio(2 * right, predicted + there)
 
 
 def _matthews(parts: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Labels of a task: from what the files hold to class indices or regression targets."""
+"""Labels of a task: from what the files hold to class indices, targets, vectors, tags or answers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 # GLUE and others publish their test texts with this label.
 HIDDEN = "-1"
+Answers = tuple[tuple[int, str], ...]
 
 
 def is_hidden(label: Any) -> bool:
@@ -36,17 +37,94 @@ def class_indices(labels: Sequence[Any], names: Sequence[str], where: str) -> np
     Raises:
         ValueError: a label is missing or is none of the names.
     """
-    indices = {name: index for index, name in enumerate(names)}
-    if not any(map(_is_whole, names)):
-        indices |= {str(index): index for index in range(len(names))}
+    indices = _indices(names)
     for row, label in enumerate(labels, start=1):
         if label is None or _as_text(label) not in indices:
-            shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
             raise ValueError(
-                f"{where}, row {row}: label {label!r} is none of the {len(names)} classes ({shown}); "
+                f"{where}, row {row}: label {label!r} is none of the {len(names)} classes ({_shown(names)}); "
                 "correct the row, or set task.label_names (for numbers to predict, set task.kind to regression)"
             )
     return np.array([indices[_as_text(label)] for label in labels], np.int64)
+
+
+def are_vectors(labels: Sequence[Any]) -> bool:
+    """Whether lists hold a 0 or 1 for each class, rather than the classes that a text has: a class comes but once."""
+    lists = [label for label in labels if isinstance(label, list)]
+    binary = all(isinstance(x, int | float) and x in (0, 1) for label in lists for x in label)
+    return binary and len({len(label) for label in lists}) == 1 and any(len(set(x)) < len(x) for x in lists)
+
+
+def class_vectors(labels: Sequence[Any], names: Sequence[str], where: str) -> np.ndarray:
+    """``(N, C)`` float32, 1 where a text has the class, of lists of classes or of such vectors themselves.
+
+    Raises:
+        ValueError: a label is no list, names a class that there is not or twice, or is of another length than `names`.
+    """
+    vectors, indices, given = np.zeros((len(labels), len(names)), np.float32), _indices(names), are_vectors(labels)
+    for row, label in enumerate(labels, start=1):
+        place = f"{where}, row {row}: label {label!r:.60}"
+        if not isinstance(label, list):
+            raise ValueError(f"{place} is no list of classes; correct the row, or set task.kind to classification")
+        if given and len(label) != len(names):
+            raise ValueError(f"{place} has {len(label)} entries for {len(names)} classes ({_shown(names)})")
+        found = [i for i, x in enumerate(label) if x] if given else [indices.get(_as_text(x), -1) for x in label]
+        if -1 in found or len(set(found)) < len(found):
+            raise ValueError(
+                f"{place} must name each class once, of the {len(names)} classes ({_shown(names)}); correct the row, "
+                "or set task.label_names"
+            )
+        vectors[row - 1, found] = 1.0
+    return vectors
+
+
+def tag_indices(
+    labels: Sequence[Any], words: Sequence[Sequence[str]], names: Sequence[str], where: str
+) -> list[np.ndarray]:
+    """For every row the int64 positions in `names` of its tags, one for each word.
+
+    Raises:
+        ValueError: a row has another number of tags than of words, or a tag that is none of the names.
+    """
+    indices, found = _indices(names), []
+    for row, (tags, own) in enumerate(zip(labels, words, strict=True), start=1):
+        if not isinstance(tags, list) or len(tags) != len(own):
+            count = (
+                f"has {len(tags)} tags" if isinstance(tags, list) else f"has the label {tags!r:.40}, no list of tags,"
+            )
+            raise ValueError(f"{where}, row {row} {count} for {len(own)} words; give one tag for each word")
+        for number, tag in enumerate(tags, start=1):
+            if tag is None or _as_text(tag) not in indices:
+                raise ValueError(
+                    f"{where}, row {row}: tag {number} is {tag!r}, none of the {len(names)} tags ({_shown(names)}); "
+                    "correct the row, or set task.label_names"
+                )
+        found.append(np.array([indices[_as_text(tag)] for tag in tags], np.int64))
+    return found
+
+
+def answers(labels: Sequence[Any], contexts: Sequence[str], where: str) -> list[Answers]:
+    """For every row the first character and the text of each right answer, of what SQuAD calls answers.
+
+    Raises:
+        ValueError: a label is not of that form, or an answer does not stand where it says in its context.
+    """
+    found = []
+    for row, (label, context) in enumerate(zip(labels, contexts, strict=True), start=1):
+        try:
+            own = tuple(zip(map(int, label["answer_start"]), map(str, label["text"]), strict=True))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{where}, row {row}: label {label!r:.60} is no answer; give the texts and the characters at which "
+                'they begin, as {"text": ["..."], "answer_start": [0]}, with empty lists where there is no answer'
+            ) from None
+        for start, text in own:
+            if not text or start < 0 or context[start : start + len(text)] != text:
+                raise ValueError(
+                    f"{where}, row {row}: the answer {text!r:.60} does not stand at character {start} of its context "
+                    f"of {len(context)}; correct or remove the row"
+                )
+        found.append(own)
+    return found
 
 
 def regression_targets(labels: Sequence[Any], where: str) -> np.ndarray:
@@ -67,6 +145,18 @@ def regression_targets(labels: Sequence[Any], where: str) -> np.ndarray:
                 "correct the row (for classes, set task.kind to classification)"
             )
     return targets
+
+
+def _indices(names: Sequence[str]) -> dict[str, int]:
+    """Where each label stands, by its name; by its number too where no name is a number."""
+    indices = {name: index for index, name in enumerate(names)}
+    if not any(map(_is_whole, names)):
+        indices |= {str(index): index for index in range(len(names))}
+    return indices
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _as_text(label: Any) -> str:

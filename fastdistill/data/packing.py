@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastdistill.batch import Batch
+from fastdistill.data.gold import Gold
 
 # Sequences are sorted by length inside windows of this many batches and cut into chunks of like lengths; a batch has
 # some four chunks from anywhere in the epoch. One chunk would run fastest, but 800 steps learn 5 % less from batches of
@@ -19,6 +20,7 @@ from fastdistill.batch import Batch
 WINDOW_BATCHES = 64
 CHUNKS = 4
 AHEAD = 512  # sequences among which one is sought that makes a batch full
+NO_LABEL = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,10 @@ class Sequences:
         input_ids: ``(T,)`` any integer type.
         offsets: ``(N + 1,)`` int64: sequence n is ``[offsets[n], offsets[n + 1])``.
         token_type_ids: ``(T,)``, or None where all are 0.
-        labels: ``(N,)`` int64 classes or float32 regression targets, or None.
+        labels: ``(N,)`` int64 classes or float32 targets, ``(N, C)`` float32 of 0 and 1, ``(N, 2)`` int64 first and
+            last token of an answer, counted inside its sequence; or None.
+        token_labels: ``(T,)`` int64 classes, `NO_LABEL` for a token that takes no part; or None.
+        gold: what predictions are compared with; None where nothing is to be predicted.
         counts: what was read, skipped and truncated, for the report.
     """
 
@@ -37,6 +42,8 @@ class Sequences:
     offsets: np.ndarray
     token_type_ids: np.ndarray | None = None
     labels: np.ndarray | None = None
+    token_labels: np.ndarray | None = None
+    gold: Gold | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -48,31 +55,39 @@ class Sequences:
         return np.diff(self.offsets)
 
     def fingerprint(self) -> str:
-        """Changes when a token does."""
+        """Changes when a token does, or the label of one."""
         digest = hashlib.sha256()
-        for part in (self.offsets, self.input_ids, self.token_type_ids):
+        for part in (self.offsets, self.input_ids, self.token_type_ids, self.token_labels):
             if part is not None:
                 digest.update(f"{part.dtype} {part.shape}".encode())
                 digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
-    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the tokens of the sequences `rows` lie, end to end, and the offsets that they have so."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
-
     def take(self, rows: np.ndarray) -> Sequences:
-        """The sequences `rows`, in that order, in memory."""
-        tokens, offsets = self.places(rows)
-        types, labels = self.token_type_ids, self.labels
+        """The sequences `rows`, in that order, in memory; without what belongs to the whole alone."""
+        tokens, offsets = places(self.offsets, rows)
+        types, labels, tags = self.token_type_ids, self.labels, self.token_labels
         return Sequences(
             input_ids=self.input_ids[tokens],
             offsets=offsets,
             token_type_ids=None if types is None else types[tokens],
             labels=None if labels is None else labels[rows],
+            token_labels=None if tags is None else tags[tokens],
         )
+
+
+def places(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where what belongs to the sequences `rows` lies, end to end, and the offsets that it has so.
+
+    Shapes:
+        offsets: ``(N + 1,)``: that of sequence n is ``[offsets[n], offsets[n + 1])``.
+        rows: ``(R,)`` sequences.
+        result: ``(P,)`` places and ``(R + 1,)`` offsets.
+    """
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    ends = np.concatenate(([0], np.cumsum(lengths)))
+    return np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths), ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +98,13 @@ class Loader:
         sequences: what to draw from.
         tokens_per_batch: most tokens in a batch.
         seed: decides the order, and the seeds of the batches.
+        masking: hides tokens of every batch, which are to be predicted then; it draws from the batch's seed.
     """
 
     sequences: Sequences
     tokens_per_batch: int
     seed: int
+    masking: Callable[[Batch], Batch] | None = None
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """The sequences in each batch of `epoch`; see `plan`."""
@@ -115,7 +132,8 @@ class Loader:
             batches = self.plan(epoch)
             for number in range(start, before + len(batches), stride):
                 seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0])
-                yield epoch, replace(collate(self.sequences, batches[number - before]), seed=seed)
+                batch = replace(collate(self.sequences, batches[number - before]), seed=seed)
+                yield epoch, batch if self.masking is None else self.masking(batch)
                 start = number + stride
             before += len(batches)
 
@@ -163,6 +181,8 @@ def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
     taken = sequences.take(indices)
     cu_seqlens, input_ids, types = taken.offsets, taken.input_ids.astype(np.int64), taken.token_type_ids
     position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], taken.lengths)
+    tags = taken.token_labels
+    labelled = None if tags is None else np.flatnonzero(tags != NO_LABEL)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
@@ -170,6 +190,8 @@ def collate(sequences: Sequences, indices: np.ndarray) -> Batch:
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(taken.lengths[-1]),
         labels=None if taken.labels is None else torch.from_numpy(taken.labels),
+        labelled=None if labelled is None else torch.from_numpy(labelled),
+        token_labels=None if tags is None else torch.from_numpy(tags[labelled]),
         indices=indices,
     )
 

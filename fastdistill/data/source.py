@@ -56,8 +56,9 @@ class Source:
         return list(names)
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Class names that the data set itself declares for `column`."""
+        """Class names that the data set itself declares for `column`, or for what the lists of that column hold."""
         feature = (self.dataset.features or {}).get(column)
+        feature = getattr(feature, "feature", feature)
         return tuple(feature.names) if isinstance(feature, ClassLabel) else None
 
     def read(self, *columns: str, option: str) -> Iterator[dict[str, list[Any]]]:
@@ -111,7 +112,7 @@ def local_files(path: str) -> list[Path]:
         for file in files:
             _format(file)
         return files
-    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and suffix(where) not in FORMATS
+    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?", path) and suffix(where) not in FORMATS
     if not looks_like_hub_id or (where.parent != Path() and where.parent.is_dir()):
         raise FileNotFoundError(f"no such file or folder: {path}; check the path, or that the glob matches something")
     return []
@@ -138,15 +139,16 @@ def from_files(files: list[Path]) -> Source:
 
 
 def from_hub(path: str, name: str | None) -> dict[str, Source]:
-    """The splits of a Hub data set.
+    """The splits of a Hub data set, `id` or `id@revision`.
 
     Raises:
         FileNotFoundError: it does not exist or cannot be reached.
         ValueError: the configuration `name` does not exist.
     """
+    hub_id, _, revision = path.partition("@")
     try:
         with _quiet():
-            builder = datasets.load_dataset_builder(path, name)
+            builder = datasets.load_dataset_builder(hub_id, name, revision=revision or None)
             splits = builder.as_streaming_dataset()
     except OSError as error:
         raise FileNotFoundError(

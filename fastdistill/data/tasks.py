@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from fastdistill.data.labels import class_indices, distinct_names, is_hidden, regression_targets
-from fastdistill.data.packing import Sequences
-from fastdistill.data.source import Source, from_files, from_hub, local_files, split_of
-from fastdistill.data.tokenise import check_tokenizer, truncate_examples
+from fastdistill.data.columns import complete, train_split
+from fastdistill.data.gold import Gold
+from fastdistill.data.packing import NO_LABEL, Sequences
+from fastdistill.data.rows import Rows, divide, label_names, labelled_rows, open_splits, read_column, read_rows
+from fastdistill.data.rows import splits_named as named
+from fastdistill.data.spans import check_stride, cut_windows
+from fastdistill.data.tokenise import check_tokenizer, first_pieces, truncate_examples
 from fastdistill.recipe import Task
 
 
@@ -25,29 +26,19 @@ class TaskData:
         train: what the models learn from.
         validation: what choices are made on.
         test: what the reported figures come from; never the rows that choices were made on.
-        label_names: class names by index; None for regression.
+        more: further splits that figures are reported of, such as MNLI's mismatched one.
+        rows: of train, before they were tokenised.
+        label_names: class names by index; None where there are no classes.
         origins: for train, validation and test the split of the data that it was taken from, for the report.
     """
 
     train: Sequences
     validation: Sequences
     test: Sequences
+    more: Mapping[str, Sequences]
+    rows: Rows
     label_names: tuple[str, ...] | None
     origins: Mapping[str, str]
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Checked rows of one split: texts, second texts where there are any, and labels."""
-
-    texts: list[str]
-    pairs: list[str] | None
-    labels: np.ndarray
-    origin: str
-
-    def take(self, rows: np.ndarray, origin: str) -> _Rows:
-        pairs = None if self.pairs is None else [self.pairs[row] for row in rows]
-        return _Rows([self.texts[row] for row in rows], pairs, self.labels[rows], origin)
 
 
 def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskData:
@@ -61,125 +52,77 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
         ValueError: a column, text or label is not what the task says, or there are too few rows.
     """
+    task, _ = complete(task)
+    sources, train_source = open_splits(task), train_split(task)
+    assert task.label is not None
+    assert task.max_length is not None
     check_tokenizer(tokenizer, task.max_length, pair=task.pair is not None)
-    given = task.label_names
-    if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
-        raise ValueError(f"task.label_names is {list(given)}: give two or more names, each once, or leave it out")
-    sources = _sources(task)
-    train_source = _split(sources, "train")
-    if train_source is None:
-        raise ValueError(f"{task.path} has no train split, only {', '.join(sources)}; add a file named train")
-    train_labels = _column(train_source, task.label, "task.label")
-    names = None
-    if task.kind == "classification":
-        declared = train_source.class_names(task.label)
-        if given and declared and len(given) != len(declared):
-            raise ValueError(
-                f"task.label_names has {len(given)} names, {train_source.where} declares {len(declared)}: "
-                f"{', '.join(declared)}"
-            )
-        names = given or declared or distinct_names(train_labels)
-
-    train, validation, test = _divide(
-        _rows(train_source, task, train_labels, names, "train"),
-        _labelled_rows(_split(sources, "validation", "valid", "val", "dev"), task, names, "validation"),
-        _labelled_rows(_split(sources, "test"), task, names, "test"),
+    if task.kind == "span":
+        check_stride(tokenizer, task.max_length, task.doc_stride or 0)
+    train_labels = read_column(train_source, task.label, "task.label")
+    names = label_names(train_source, task, train_labels)
+    train = read_rows(train_source, task, train_labels, names, "train")
+    validations, tests = (
+        {ending: rows for ending, source in found.items() if (rows := labelled_rows(source, task, names, origin))}
+        for found, origin in (
+            (named(sources, "validation", "valid", "val", "dev"), "validation"),
+            (named(sources, "test"), "test"),
+        )
+    )
+    train, validation, test = divide(
+        train,
+        next(iter(validations.values()), None),
+        next(iter(tests.values()), None),
         task,
         seed,
     )
-    if names is None and np.ptp(train.labels) == 0:
-        raise ValueError(f"{train_source.where}: every row left to train on has the value {train.labels[0]}")
-    if names is not None and len(np.unique(train.labels)) < 2:
-        raise ValueError(
-            f"{train_source.where}: every row left to train on has the label {names[train.labels[0]]!r}; "
-            "give data with two classes or more"
-        )
-    train_data, validation_data, test_data = (
-        truncate_examples(tokenizer, rows.texts, rows.pairs, task.max_length, rows.labels)
-        for rows in (train, validation, test)
+    _check_variety(train, task, names, train_source.where)
+    more = dict(list((tests or validations).items())[1:])
+    splits = {"train": train, "validation": validation, "test": test}
+    ready = {name: tokenise(tokenizer, rows, task, names) for name, rows in (splits | more).items()}
+    return TaskData(
+        train=ready["train"],
+        validation=ready["validation"],
+        test=ready["test"],
+        more={name: ready[name] for name in more},
+        rows=train,
+        label_names=names,
+        origins={name: rows.origin for name, rows in splits.items()},
     )
-    origins = {"train": train.origin, "validation": validation.origin, "test": test.origin}
-    return TaskData(train_data, validation_data, test_data, names, origins)
 
 
-def _sources(task: Task) -> dict[str, Source]:
-    """The splits by name; files that name no split are all train."""
-    if task.path is None:
-        raise ValueError("task.path is not set; give a folder, file, glob or Hub id of labelled text")
-    files = local_files(task.path)
-    if not files:
-        return from_hub(task.path, task.name)
-    splits: dict[str | None, list[Path]] = {}
-    for file in files:
-        splits.setdefault(split_of(file), []).append(file)
-    named = {split: from_files(group) for split, group in splits.items() if split}
-    is_folder = Path(task.path).expanduser().is_dir()
-    return named if named and (len(files) > 1 or is_folder) else {"train": from_files(files)}
-
-
-def _split(sources: dict[str, Source], *names: str) -> Source | None:
-    """The first split of these names, also with an ending: MNLI has a validation_matched."""
-    matches = [key for name in names for key in sources if key == name or key.startswith(f"{name}_")]
-    return sources[matches[0]] if matches else None
-
-
-def _labelled_rows(source: Source | None, task: Task, names: tuple[str, ...] | None, origin: str) -> _Rows | None:
-    """The rows of a split, None where there is no such split or its labels are not published."""
-    if source is None or task.label not in source.columns:
-        return None
-    labels = _column(source, task.label, "task.label")
-    return None if all(map(is_hidden, labels)) else _rows(source, task, labels, names, origin)
-
-
-def _rows(source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, origin: str) -> _Rows:
-    texts = _texts(source, task.text, "task.text")
-    pairs = None if task.pair is None else _texts(source, task.pair, "task.pair")
-    if names is None:
-        return _Rows(texts, pairs, regression_targets(labels, source.where), origin)
-    declared = source.class_names(task.label)
-    if declared and set(declared) == set(names):  # numbers are positions in the data's own order
-        labels = [declared[x] if isinstance(x, int) and 0 <= x < len(declared) else x for x in labels]
-    return _Rows(texts, pairs, class_indices(labels, names, source.where), origin)
-
-
-def _column(source: Source, column: str, option: str) -> list[Any]:
-    return [value for batch in source.read(column, option=option) for value in batch[column]]
-
-
-def _texts(source: Source, column: str, option: str) -> list[str]:
-    texts = _column(source, column, option)
-    for row, text in enumerate(texts, start=1):
-        if not isinstance(text, str) or not text.strip():
-            fault = "is empty" if isinstance(text, str) else f"is {text!r:.40}, not text"
-            raise ValueError(f"{source.where}, row {row}: column {column!r} {fault}; correct or remove the row")
-    return texts
-
-
-def _divide(
-    train: _Rows, validation: _Rows | None, test: _Rows | None, task: Task, seed: int
-) -> tuple[_Rows, _Rows, _Rows]:
-    """Apply the split rules of `load_task`."""
-    rng = np.random.default_rng(seed)
-    if test is None and validation is not None:
-        validation, test = None, validation
-    if test is None:
-        train, test = _set_aside(train, task.test_size, "task.test_size", rng)
-    if validation is None:
-        train, validation = _set_aside(train, task.validation_size, "task.validation_size", rng)
-    return train, validation, test
-
-
-def _set_aside(rows: _Rows, size: int, option: str, rng: np.random.Generator) -> tuple[_Rows, _Rows]:
-    """Take `size` rows at random, but of every class (or range of targets) its share: ``(rest, taken)``."""
-    total = len(rows.texts)
-    if not 0 < size <= total // 2:
-        raise ValueError(
-            f"{option}={size} rows cannot be set aside from the {total} rows of train: choose from 1 to {total // 2}"
+def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Rows, task: Task, names: tuple[str, ...] | None) -> Sequences:
+    """The rows of a completed task as token sequences, with their labels and what predictions are compared with."""
+    assert task.kind is not None
+    assert task.max_length is not None
+    if task.kind == "tagging":
+        assert names is not None
+        sequences, places, words = first_pieces(tokenizer, rows.texts, task.max_length)
+        token_labels = np.full(len(sequences.input_ids), NO_LABEL, np.int64)
+        token_labels[places] = np.concatenate([tags[kept] for tags, kept in zip(rows.labels, words, strict=True)])
+        gold = Gold(task.kind, [[names[tag] for tag in tags] for tags in rows.labels], names, words=words)
+        return replace(sequences, token_labels=token_labels, gold=gold)
+    if task.kind == "span":
+        assert rows.pairs is not None
+        right = list(rows.labels)
+        sequences, windows = cut_windows(
+            tokenizer, rows.texts, rows.pairs, right, task.max_length, task.doc_stride or 0
         )
-    shuffled = rng.permutation(total)
-    by_label = shuffled[np.argsort(rows.labels[shuffled], kind="stable")]
-    every_nth = ((np.arange(size) + rng.random()) * total / size).astype(np.int64)
-    taken = np.zeros(total, bool)
-    taken[by_label[every_nth]] = True
-    origin = f"{rows.origin}, {size} rows set aside"
-    return rows.take(np.flatnonzero(~taken), rows.origin), rows.take(np.flatnonzero(taken), origin)
+        gold = Gold(task.kind, [tuple(text for _, text in own) for own in right], windows=windows)
+        return replace(sequences, gold=gold)
+    sequences = truncate_examples(tokenizer, rows.texts, rows.pairs, task.max_length)
+    labels = np.asarray(rows.labels)
+    return replace(sequences, labels=labels, gold=Gold(task.kind, labels, names, rows.groups))
+
+
+def _check_variety(rows: Rows, task: Task, names: tuple[str, ...] | None, where: str) -> None:
+    """Rows that all have the same label teach nothing."""
+    if task.kind == "span":
+        same, shown = not any(rows.labels), "no answer"
+    else:
+        labels = np.concatenate(list(rows.labels)) if task.kind == "tagging" else np.asarray(rows.labels)
+        same, shown = bool((labels == labels[0]).all()), f"the value {labels[0]}"
+        if names is not None and labels.ndim == 1:
+            shown = f"the label {names[labels[0]]!r}"
+    if same:
+        raise ValueError(f"{where}: every row left to train on has {shown}; give data with two classes or more")

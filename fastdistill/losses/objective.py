@@ -15,7 +15,7 @@ from fastdistill.losses.hidden import Cosine, Hidden, Patience
 from fastdistill.losses.labels import Labels
 from fastdistill.losses.relation import Relation
 from fastdistill.models.capture import Captured, Taps
-from fastdistill.recipe import Losses
+from fastdistill.recipe import HeadKind, Losses
 
 TERMS = ("attention", "hidden", "embedding", "relation", "patience", "cosine", "soft", "hard")
 
@@ -55,7 +55,7 @@ class Objective(nn.Module):
         student: ModelShape,
         teacher: ModelShape | None,
         *,
-        regression: bool = False,
+        kind: HeadKind = "classification",
     ) -> None:
         super().__init__()
         self.weights = active_weights(losses)
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         elif taught:
             raise ValueError(f"the losses {', '.join(taught)} need a teacher, and there is none")
         if losses.soft or losses.hard:
-            self.terms.append(Labels(losses, regression=regression))
+            self.terms.append(Labels(losses, kind=kind))
         self.student_taps, self.teacher_taps = Taps(), Taps()
         for term in self.terms:
             self.student_taps |= term.student_taps

@@ -27,7 +27,7 @@ class Taps:
     Args:
         hidden: hidden states by transformers' own index: 0 is the embedding output, N the last layer.
         q, k, v: layers, from 1, whose queries, keys, values are kept.
-        logits: whether the classification head runs.
+        logits: whether the head runs.
     """
 
     hidden: frozenset[int] = frozenset()
@@ -58,7 +58,7 @@ class Captured:
     Shapes:
         hidden: ``(T, D)``.
         q, k, v: ``(T, H, d)``, as they enter the scores (after rotary embeddings, before scaling).
-        logits: ``(B, C)``.
+        logits: ``(B, C)``; ``(R, C)`` of a head over labelled tokens, ``(T, 2)`` of one for spans.
         scaling: the model's own multiplier of q.k; nan for a model whose attention cannot be captured.
     """
 

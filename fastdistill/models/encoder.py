@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,32 +13,35 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fastdistill.batch import Batch
 from fastdistill.models.attention import Bounds
 from fastdistill.models.capture import ATTENTION, Captured, Recorder, Taps
-from fastdistill.models.families import classify, has_known_head, has_token_types, position_offset
+from fastdistill.models.families import has_token_types, position_offset
+from fastdistill.models.heads import AUTO, PROBLEM_TYPES, has_known_head, head_logits, output_layer
 from fastdistill.models.layout import find_layout
-from fastdistill.models.pretrained import load_finetuned, load_headless
+from fastdistill.models.pretrained import load_headed, load_headless
+from fastdistill.recipe import HeadKind
 
 Head = Literal["none", "finetuned", "fresh"]
 
 
 class Encoder(nn.Module):
-    """A transformers encoder, with or without a sequence-classification head.
+    """A transformers encoder, with or without a head.
 
     Args:
-        model: headless (`AutoModel`) or `AutoModelForSequenceClassification`, made with
-            ``attn_implementation="fastdistill"``.
+        model: headless (`AutoModel`) or of the Auto class of `kind`, made with ``attn_implementation="fastdistill"``.
+        kind: of its head, where it has one.
 
     `packs` tells whether it runs padding-free and can be captured. A family that computes attention by itself
     (MPNet, DeBERTa) does not; it is run padded, and taps on q, k, v are refused.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, kind: HeadKind = "classification") -> None:
         super().__init__()
         self.model = model
+        self.kind: HeadKind | None = None if model.base_model is model else kind
         self.training = model.training
         config = model.config
         needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
@@ -48,11 +51,10 @@ class Encoder(nn.Module):
         self.hidden_size: int = config.hidden_size
         self.num_attention_heads: int = config.num_attention_heads
         self.vocab_size: int = config.vocab_size
-        self.has_head: bool = model.base_model is not model
         self.position_offset = position_offset(model.base_model)
         self.max_length: int = config.max_position_embeddings - self.position_offset
         self.has_token_types = has_token_types(model.base_model)
-        self.packs = (not self.has_head or has_known_head(model)) and self._probe()
+        self.packs = (self.kind is None or has_known_head(model)) and self._probe()
 
     @classmethod
     def load(
@@ -60,6 +62,7 @@ class Encoder(nn.Module):
         path: str | Path,
         *,
         head: Head = "none",
+        kind: HeadKind = "classification",
         num_labels: int | None = None,
         id2label: dict[int, str] | None = None,
     ) -> Encoder:
@@ -67,37 +70,76 @@ class Encoder(nn.Module):
 
         Args:
             path: the folder or Hub id.
-            head: none; finetuned, the checkpoint's own classification head; or fresh, a newly initialised one.
+            head: none; finetuned, the checkpoint's own head; or fresh, a newly initialised one.
+            kind: of the head.
             num_labels: outputs of a fresh head; with finetuned, what the checkpoint's head must have.
             id2label: class names of a fresh head.
 
         Raises:
-            ValueError: the checkpoint lacks encoder weights; a fine-tuned head is asked for and there is none, or one
+            ValueError: the checkpoint lacks encoder weights; its own head is asked for and there is none, or one
                 with another number of labels; a fresh head without num_labels.
         """
         if head == "finetuned":
-            return cls(load_finetuned(path, num_labels))
+            return cls(load_headed(path, kind, num_labels), kind)
         encoder = cls(load_headless(path))
-        if head == "none":
-            return encoder
-        if num_labels is None:
-            raise ValueError("a fresh head needs num_labels")
-        return encoder.with_fresh_head(num_labels, id2label)
+        return encoder if head == "none" else encoder.with_fresh_head(kind, num_labels, id2label)
 
-    def with_fresh_head(self, num_labels: int, id2label: dict[int, str] | None = None) -> Encoder:
-        """A copy of this encoder under a newly initialised classification head (from torch's global generator)."""
+    def with_fresh_head(
+        self, kind: HeadKind, num_labels: int | None = None, id2label: dict[int, str] | None = None
+    ) -> Encoder:
+        """A copy of this encoder under a newly initialised head (from torch's global generator); one that predicts
+        masked words has as many outputs as there are words, and shares the embeddings as the family does.
+
+        Raises:
+            ValueError: any other head without num_labels, or with another number of names.
+        """
         config = copy.deepcopy(self.model.config)
-        names = id2label or {i: f"LABEL_{i}" for i in range(num_labels)}
-        if len(names) != num_labels:
-            raise ValueError(f"id2label names {len(names)} classes, num_labels is {num_labels}")
-        config.id2label = names
-        config.label2id = {name: i for i, name in names.items()}
-        config.problem_type = "regression" if num_labels == 1 else None  # not that of an earlier task
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
+        if kind != "masked":
+            if num_labels is None:
+                raise ValueError("a fresh head needs num_labels")
+            names = id2label or {i: f"LABEL_{i}" for i in range(num_labels)}
+            if len(names) != num_labels:
+                raise ValueError(f"id2label names {len(names)} classes, num_labels is {num_labels}")
+            config.id2label = names
+            config.label2id = {name: i for i, name in names.items()}
+            config.problem_type = PROBLEM_TYPES.get(kind)  # not that of an earlier task
+        model = AUTO[kind].from_config(config, attn_implementation=ATTENTION)
         # families without a pooler under their head leave the headless model's pooler behind
         missing, _ = model.base_model.load_state_dict(self.model.base_model.state_dict(), strict=False)
         assert not missing, missing
-        return Encoder(model.train(self.training))
+        return Encoder(model.train(self.training), kind)
+
+    @torch.no_grad()
+    def order_labels(self, names: Sequence[str] | None, num_labels: int) -> bool:
+        """Put the `num_labels` outputs of the head into the order of `names`; returns whether they had another.
+
+        Upper and lower case are the same here. A model that does not name its classes has them in this order already,
+        and so has any model where `names` are numbers, or None.
+
+        Raises:
+            ValueError: the model has other classes.
+        """
+        config = self.model.config
+        if config.num_labels != num_labels:
+            raise ValueError(
+                f"{config.name_or_path} was fine-tuned on {config.num_labels} labels, the task has {num_labels}"
+            )
+        own = [str(name) for _, name in sorted((config.id2label or {}).items())]
+        generic = [f"LABEL_{i}" for i in range(num_labels)]
+        if names is None or list(names) in (own, generic) or own == generic or all(map(str.isdigit, names)):
+            return False
+        folded, wanted = ([name.casefold() for name in one] for one in (own, names))
+        if sorted(folded) != sorted(wanted) or len(set(folded)) < num_labels:
+            raise ValueError(
+                f"{config.name_or_path} has the classes {own}, the task {list(names)}: take a model of this task, or "
+                "give --task.label_names as the model calls them"
+            )
+        order = [folded.index(name) for name in wanted]
+        for weight in output_layer(self.model, num_labels).parameters():
+            weight.copy_(weight[order])
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: i for i, name in enumerate(names)}
+        return folded != wanted
 
     def forward(self, batch: Batch, taps: Taps) -> Captured:
         """Runs the batch and returns what `taps` asks for.
@@ -109,8 +151,8 @@ class Encoder(nn.Module):
         family = self.model.config.model_type
         if batch.max_seqlen > self.max_length:
             raise ValueError(f"a sequence of {batch.max_seqlen} tokens: this {family} takes {self.max_length} at most")
-        if taps.logits and not self.has_head:
-            raise ValueError(f"logits are asked for: this {family} was loaded without a classification head")
+        if taps.logits and self.kind is None:
+            raise ValueError(f"logits are asked for: this {family} was loaded without a head")
         self.check_taps(taps)
         return self._packed(batch, taps) if self.packs else self._padded(batch, taps)
 
@@ -172,7 +214,8 @@ class Encoder(nn.Module):
         captured = recorder.captured
         captured.hidden = {layer: hidden_states[layer][0] for layer in taps.hidden}
         if taps.logits:
-            captured.logits = classify(self.model, hidden_states[-1][0], recorder.bounds)
+            assert self.kind is not None, "forward refuses logits without a head"
+            captured.logits = head_logits(self.kind, self.model, hidden_states[-1][0], recorder.bounds, batch.labelled)
         return captured
 
     def _run_packed(self, batch: Batch, recorder: Recorder, output_hidden_states: bool) -> tuple[Tensor, ...]:
@@ -193,7 +236,14 @@ class Encoder(nn.Module):
         output = self.model(**inputs, output_hidden_states=bool(taps.hidden))
         rows = bounds.packed_index(batch.num_tokens)
         hidden = {layer: output.hidden_states[layer].flatten(0, 1)[rows] for layer in taps.hidden}
-        return Captured(hidden=hidden, logits=output.logits if taps.logits else None)
+        logits = None
+        if taps.logits and self.kind == "span":
+            logits = torch.stack([output.start_logits, output.end_logits], dim=-1).flatten(0, 1)[rows]
+        elif taps.logits and self.kind in ("tagging", "masked"):
+            logits = output.logits.flatten(0, 1)[rows if batch.labelled is None else rows[batch.labelled]]
+        elif taps.logits:
+            logits = output.logits
+        return Captured(hidden=hidden, logits=logits)
 
     @torch.no_grad()
     def _probe(self) -> bool:

@@ -1,14 +1,11 @@
-"""What differs between encoder families once attention is captured: position ids, token types, classification heads."""
+"""What differs between encoder families once attention is captured: position ids, token types, names."""
 
 from __future__ import annotations
 
 import inspect
 
-import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-
-from fastdistill.models.attention import Bounds
+from torch import nn
+from transformers import PretrainedConfig
 
 
 def position_offset(base: nn.Module) -> int:
@@ -27,68 +24,6 @@ def has_token_types(base: nn.Module) -> bool:
 def intermediate_size_name(config: PretrainedConfig) -> str:
     """The configuration's name for the FFN width."""
     return "hidden_dim" if config.model_type == "distilbert" else "intermediate_size"
-
-
-def mean_pool(hidden: Tensor, bounds: Bounds) -> Tensor:
-    """Mean over the tokens of every sequence: ``(T, D) -> (B, D)``."""
-    lengths = bounds.cu_seqlens.diff()
-    tokens = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
-    of_token = torch.searchsorted(bounds.cu_seqlens[1:], tokens, right=True)
-    sums = hidden.new_zeros(len(lengths), hidden.shape[1], dtype=torch.float32).index_add(0, of_token, hidden.float())
-    return (sums / lengths[:, None]).to(hidden.dtype)
-
-
-def has_known_head(model: PreTrainedModel) -> bool:
-    """Whether `classify` knows the head of this family."""
-    return model.config.model_type in HEADS
-
-
-def classify(model: PreTrainedModel, hidden: Tensor, bounds: Bounds) -> Tensor:
-    """Logits ``(B, C)`` of a sequence-classification model from its packed last hidden states ``(T, D)``."""
-    pool = mean_pool if getattr(model.config, "classifier_pooling", "cls") == "mean" else first_tokens
-    return HEADS[model.config.model_type](model, pool(hidden, bounds))
-
-
-def first_tokens(hidden: Tensor, bounds: Bounds) -> Tensor:
-    """[CLS] of every sequence: ``(T, D) -> (B, D)``."""
-    return hidden[bounds.cu_seqlens[:-1]]
-
-
-def _bert(model: PreTrainedModel, cls: Tensor) -> Tensor:
-    pooled = model.base_model.get_submodule("pooler")(cls[:, None])
-    return model.get_submodule("classifier")(model.get_submodule("dropout")(pooled))
-
-
-def _albert(model: PreTrainedModel, cls: Tensor) -> Tensor:
-    base = model.base_model
-    pooled = base.get_submodule("pooler_activation")(base.get_submodule("pooler")(cls))
-    return model.get_submodule("classifier")(model.get_submodule("dropout")(pooled))
-
-
-def _roberta(model: PreTrainedModel, cls: Tensor) -> Tensor:
-    return model.get_submodule("classifier")(cls[:, None])
-
-
-def _distilbert(model: PreTrainedModel, cls: Tensor) -> Tensor:
-    pooled = torch.relu(model.get_submodule("pre_classifier")(cls))
-    return model.get_submodule("classifier")(model.get_submodule("dropout")(pooled))
-
-
-def _modernbert(model: PreTrainedModel, pooled: Tensor) -> Tensor:
-    return model.get_submodule("classifier")(model.get_submodule("drop")(model.get_submodule("head")(pooled)))
-
-
-HEADS = {
-    "bert": _bert,
-    "ernie": _bert,
-    "albert": _albert,
-    "roberta": _roberta,
-    "xlm-roberta": _roberta,
-    "camembert": _roberta,
-    "electra": _roberta,
-    "distilbert": _distilbert,
-    "modernbert": _modernbert,
-}
 
 
 def dropout_names(config: PretrainedConfig) -> list[str]:

@@ -8,11 +8,13 @@ from os.path import expanduser
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
 from fastdistill.models.capture import ATTENTION
+from fastdistill.models.heads import AUTO, Headed
+from fastdistill.recipe import HeadKind
 
 
 @contextmanager
@@ -52,9 +54,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def load_plain(path: str | Path, *, head: bool) -> PreTrainedModel:
-    """The model as a user without fastdistill runs it: transformers' own attention, float32, eval mode."""
-    auto = AutoModelForSequenceClassification if head else AutoModel
+def load_plain(path: str | Path, kind: HeadKind | None) -> PreTrainedModel:
+    """The model as a user without fastdistill runs it: transformers' own attention, float32, eval mode; with a head of
+    this kind, or without one."""
+    auto = AutoModel if kind is None else AUTO[kind]
     with _readable(path) as folder:
         model: PreTrainedModel = auto.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -80,16 +83,21 @@ def load_headless(path: str | Path) -> PreTrainedModel:
     return model
 
 
-def load_finetuned(path: str | Path, num_labels: int | None = None) -> PreTrainedModel:
-    """A fine-tuned sequence classifier.
+def load_headed(path: str | Path, kind: HeadKind, num_labels: int | None = None) -> PreTrainedModel:
+    """A model with the head of its checkpoint, pretrained for masked words, fine-tuned for the other kinds.
 
     Raises:
-        ValueError: the checkpoint has no classification head, or one with a number of labels other than `num_labels`.
+        ValueError: the checkpoint has no such head, or one with a number of labels other than `num_labels`.
     """
-    model, missing = _from_pretrained(AutoModelForSequenceClassification, path)
+    model, missing = _from_pretrained(AUTO[kind], path)
+    if missing and kind == "masked":
+        raise ValueError(
+            f"{path} has no head that predicts masked words, the folder lacks {missing[:3]}: name a teacher that was "
+            "saved with the head of its pretraining, or leave out the losses on masked text"
+        )
     if missing:
         raise ValueError(
-            f"{path}: the classification head was never fine-tuned, the folder lacks {missing[:3]}. "
+            f"{path}: the {kind} head was never fine-tuned, the folder lacks {missing[:3]}. "
             "Fine-tune it on the task first (the finetune stage), or name a folder that was"
         )
     if num_labels is not None and model.config.num_labels != num_labels:
@@ -97,9 +105,7 @@ def load_finetuned(path: str | Path, num_labels: int | None = None) -> PreTraine
     return model
 
 
-def _from_pretrained(
-    auto: type[AutoModel] | type[AutoModelForSequenceClassification], path: str | Path
-) -> tuple[PreTrainedModel, list[str]]:
+def _from_pretrained(auto: type[AutoModel] | Headed, path: str | Path) -> tuple[PreTrainedModel, list[str]]:
     with _readable(path) as folder:
         model, info = auto.from_pretrained(
             folder,

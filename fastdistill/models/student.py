@@ -114,6 +114,19 @@ def _copy_layers(teacher: Encoder, student: Encoder, layers: tuple[int, ...]) ->
             weight.copy_(source[name])
 
 
+@torch.no_grad()
+def copy_head(teacher: Encoder, student: Encoder) -> None:
+    """Start the student's head from the teacher's of the same kind, where the shapes of a weight agree.
+
+    Weights that the head shares with the embeddings stay the student's own.
+    """
+    own, source = student.model.base_model.state_dict(), teacher.model.state_dict()
+    shared = {weight.data_ptr() for weight in own.values()}
+    for name, weight in student.model.state_dict().items():
+        if weight.data_ptr() not in shared and name in source and source[name].shape == weight.shape:
+            weight.copy_(source[name])
+
+
 def _layer_stack(encoder: Encoder) -> str | None:
     """Name of the list that holds the layers; None for ALBERT, whose layers are one."""
     modules = encoder.model.base_model.named_modules()

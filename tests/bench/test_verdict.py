@@ -7,7 +7,8 @@ import pytest
 
 from bench.quality import verdict
 from bench.quality.verdict import judge, resampled_scores
-from fastdistill.evaluate import score
+from fastdistill.data.gold import Gold
+from fastdistill.metrics import score
 
 
 def answers(rows: int, right: float, classes: int, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -40,8 +41,19 @@ def test_the_metric_of_a_resample_is_that_of_its_rows_written_out(metric: str, c
         drawn = np.repeat(np.arange(rows), counts[number].astype(int))
         assert len(drawn) == rows
         for model, scores in zip(models, found, strict=True):
-            expected = score(metric, model[drawn], labels[drawn], classes)
+            names = tuple(map(str, range(classes))) if classes > 1 else None
+            gold = Gold("classification" if names else "regression", labels[drawn], names)
+            expected = score(metric, model[drawn], gold)  # type: ignore[arg-type]
             assert scores[number] == pytest.approx(expected, abs=1e-9)
+
+
+def test_entities_of_a_resample() -> None:
+    parts = np.array([[1, 2, 1], [0, 0, 3], [2, 2, 2], [0, 0, 0]])  # right, predicted, there
+    (found,) = resampled_scores("entity_f1", [parts], parts[:, 2], 9, resamples=50)
+    (counts, *_) = verdict._draws(4, 50)
+    for number, drawn in enumerate(counts):
+        right, predicted, there = drawn @ parts
+        assert found[number] == pytest.approx(2 * right / max(1, predicted + there))
 
 
 def test_resamples_draw_rows_with_replacement_and_are_the_same_every_time() -> None:

@@ -214,8 +214,8 @@ def test_hub_data_sets_are_known_by_their_commit(
     original = datasets.load_dataset_builder
     commit = "commit1"
 
-    def hub(path: str, name: str | None) -> datasets.DatasetBuilder:
-        assert (path, name) == ("owner/texts", "en")
+    def hub(path: str, name: str | None, revision: str | None) -> datasets.DatasetBuilder:
+        assert (path, name, revision) == ("owner/texts", "en", None)
         files = {"train": str(text_file), "test": str(text_file)}
         builder = original("text", data_files=files, cache_dir=str(cache / "datasets"))
         builder.hash = commit

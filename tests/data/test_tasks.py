@@ -188,13 +188,13 @@ def test_hub_data_sets_have_the_same_rules(
     folder = Path(write(tmp_path, train=TRAIN, validation=VALIDATION, test=HIDDEN))
     original = datasets.load_dataset_builder
 
-    def hub(path: str, name: str | None) -> datasets.DatasetBuilder:
-        assert (path, name) == ("nyu-mll/glue", "sst2")
+    def hub(path: str, name: str | None, revision: str | None) -> datasets.DatasetBuilder:
+        assert (path, name, revision) == ("nyu-mll/glue", "sst2", None)
         files = {split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
         return original("json", data_files=files, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(source_module.datasets, "load_dataset_builder", hub)
-    data = load_task(Task(path="nyu-mll/glue", name="sst2", validation_size=6), tokenizer, 0)
+    data = load_task(Task(path="nyu-mll/glue", name="sst2", text="text", validation_size=6), tokenizer, 0)
     assert sizes(data) == (34, 6, 10)
     assert data.origins["test"] == "validation"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import chain
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -17,25 +16,24 @@ def test_pairs_are_encoded_as_the_tokenizer_does_it(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenise, "EXAMPLES_AT_ONCE", 2)
-    texts, pairs, labels = ["a b", "the film", "c"], ["good", "was bad", "d e f"], np.array([0, 1, 0])
-    sequences = truncate_examples(tokenizer, texts, pairs, 16, labels)
+    texts, pairs = ["a b", "the film", "c"], ["good", "was bad", "d e f"]
+    sequences = truncate_examples(tokenizer, texts, pairs, 16)
     expected = tokenizer(texts, pairs)
     assert sequences.input_ids.tolist() == list(chain(*expected["input_ids"]))
     assert sequences.token_type_ids.tolist() == list(chain(*expected["token_type_ids"]))
     assert sequences.lengths.tolist() == [len(ids) for ids in expected["input_ids"]]
-    assert sequences.labels is labels
     assert set(sequences.token_type_ids.tolist()) == {0, 1}
 
 
 def test_truncation_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
-    sequences = truncate_examples(tokenizer, ["a b c d", "a b", "a b c"], None, 5, np.array([0, 1, 0]))
+    sequences = truncate_examples(tokenizer, ["a b c d", "a b", "a b c"], None, 5)
     assert sequences.lengths.tolist() == [5, 4, 5]
     assert dict(sequences.counts) == {"examples": 3, "tokens": 14, "truncated": 1}
 
 
 def test_token_types_are_left_out_where_the_model_has_none(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    assert truncate_examples(tokenizer, ["a"], ["b"], 8, np.array([0])).token_type_ids is None
+    assert truncate_examples(tokenizer, ["a"], ["b"], 8).token_type_ids is None
 
 
 def test_documents_are_cut_without_loss(tokenizer: PreTrainedTokenizerFast) -> None:

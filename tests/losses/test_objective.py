@@ -204,7 +204,7 @@ def test_label_op_is_told_the_gradients_that_will_arrive(monkeypatch: pytest.Mon
 
 
 def test_regression_labels_are_squared_errors() -> None:
-    objective = Objective(Losses(soft=1.0, hard=1.0), LAYERS, STUDENT, TEACHER, regression=True)
+    objective = Objective(Losses(soft=1.0, hard=1.0), LAYERS, STUDENT, TEACHER, kind="regression")
     student, teacher = make_captured(STUDENT, 1, outputs=1), make_captured(TEACHER, 2, outputs=1)
     gold = torch.tensor([0.5, 1.0, 4.0, 2.5])
     _, values = objective(student, teacher, make_batch(gold))

@@ -175,7 +175,7 @@ def test_uncapturable_attention_is_refused(family: str) -> None:
     [
         (Taps(hidden=frozenset({4})), [4], "layer 4 is asked for: this roberta has 3"),
         (Taps(q=frozenset({5})), [4], "layer 5 is asked for"),
-        (Taps(logits=True), [4], "without a classification head"),
+        (Taps(logits=True), [4], "without a head"),
         (Taps(), [4, 63], "a sequence of 63 tokens: this roberta takes 62 at most"),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_new_head_keeps_the_encoder(any_family: str) -> None:
     batch = make_batch([9, 4])
     bare = tiny_encoder(any_family)
     bare.model.config.problem_type = "regression"  # an earlier task
-    headed = bare.with_fresh_head(5, {i: f"class {i}" for i in range(5)})
+    headed = bare.with_fresh_head("classification", 5, {i: f"class {i}" for i in range(5)})
     headed.eval()
     got = headed(batch, EVERYTHING)
     assert got.logits is not None
@@ -203,4 +203,4 @@ def test_a_new_head_keeps_the_encoder(any_family: str) -> None:
     assert headed.model.config.id2label[4] == "class 4"
     assert headed.model.config.problem_type is None
     with pytest.raises(ValueError, match="names 2 classes, num_labels is 3"):
-        bare.with_fresh_head(3, {0: "a", 1: "b"})
+        bare.with_fresh_head("classification", 3, {0: "a", 1: "b"})

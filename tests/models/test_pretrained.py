@@ -33,7 +33,7 @@ def test_what_was_saved_is_loaded(any_family: str, tmp_path: Path) -> None:
     assert not loaded.training
     assert torch.equal(loaded(batch, taps).logits, encoder(batch, taps).logits)
     bare = Encoder.load(tmp_path)
-    assert not bare.has_head
+    assert bare.kind is None
     assert torch.equal(bare(batch, Taps(hidden=frozenset({3}))).hidden[3], encoder(batch, taps).hidden[3])
 
 
@@ -83,5 +83,5 @@ def test_folders_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
     make_teacher(tmp_path / "teacher", head=True)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(load_tokenizer("~/teacher")) > 5
-    assert load_plain("~/teacher", head=True).config.hidden_size == 24
+    assert load_plain("~/teacher", "classification").config.hidden_size == 24
     assert Encoder.load("~/teacher").hidden_size == 24

@@ -48,7 +48,7 @@ def test_shape_in_every_family(any_family: str) -> None:
 def test_copies_are_exact(any_family: str, init_layers: str, chosen: tuple[int, int]) -> None:
     teacher = tiny_encoder(any_family, head=True)
     student = make_student(teacher, Student(num_hidden_layers=2, init_layers=init_layers), seed=0)
-    assert not student.has_head
+    assert student.kind is None
     theirs, ours = teacher.model.base_model.state_dict(), student.model.state_dict()
     assert ours
     for name, weight in ours.items():

@@ -1,0 +1,141 @@
+"""A task completed: what its name defines, and what its columns leave no doubt about."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from fastdistill.data.rows import open_splits, splits_named
+from fastdistill.data.source import Source
+from fastdistill.recipe import Kind, Task
+from fastdistill.tasks import TASKS
+
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("premise", "hypothesis"),
+    ("text_a", "text_b"),
+)
+TEXTS = ("text", "sentence", "tokens")
+LABELS = ("label", "labels")
+TAGS = ("ner_tags", "tags")
+MAX_LENGTH = 128
+
+
+def complete(task: Task) -> tuple[Task, str | None]:
+    """The task with every option that its text and labels need, and what was found in the data, to be said.
+
+    Options that are given stay as they are; then comes what the definition of the task's name says; then what the
+    columns and the values in them tell. A task without path or name stays without columns.
+
+    Raises:
+        ValueError: the name is unknown and there is no path; the columns can be read in several ways, or in none.
+    """
+    task = _defined(task)
+    task = replace(task, max_length=MAX_LENGTH if task.max_length is None else task.max_length)
+    if task.path is None and task.name is None:
+        return replace(task, kind=task.kind or "classification"), None
+    said = None
+    if task.text is None or task.label is None or task.kind is None:
+        train = train_split(task)
+        task = _found(task, train)
+        columns = f"{task.text}{f' and {task.pair}' if task.pair else ''}"
+        said = f"task: {task.kind}, texts from {columns}, labels from {task.label}, as the columns say"
+    if task.kind == "span" and task.pair is None:
+        raise ValueError("task.pair is not set: of a span task it names the column of the context")
+    if task.group is not None and task.kind != "classification":
+        raise ValueError(f"task.group ranks rows by their class, this task is of kind {task.kind}: leave it out")
+    if task.kind == "span":
+        assert task.max_length is not None
+        task = replace(task, doc_stride=task.max_length // 4 if task.doc_stride is None else task.doc_stride)
+    return task, said
+
+
+def train_split(task: Task) -> Source:
+    """What a task is trained on.
+
+    Raises:
+        FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
+        ValueError: there is no path, or no split of that name.
+    """
+    sources = open_splits(task)
+    found = splits_named(sources, "train")
+    if not found:
+        raise ValueError(f"{task.path} has no train split, only {', '.join(sources)}; add a file named train")
+    return next(iter(found.values()))
+
+
+def _defined(task: Task) -> Task:
+    """With what the definition that `task.name` selects says of the options that are left out."""
+    if task.name is None:
+        return task
+    if task.name not in TASKS:
+        if task.path is None:
+            near = get_close_matches(task.name, TASKS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"task.name is {task.name!r}: without task.path choose one of {', '.join(TASKS)}{hint}")
+        return replace(task, configuration=task.configuration or task.name)
+    definition = TASKS[task.name]
+    if task.path is not None and task.path != definition.path:
+        definition = replace(definition, configuration=None)  # which belongs to its path
+    options = [f.name for f in fields(Task) if getattr(task, f.name) is None]
+    return replace(task, **{option: getattr(definition, option) for option in options})
+
+
+def _found(task: Task, source: Source) -> Task:
+    """With the columns and the kind that the data says."""
+    readings = _readings(task, source.columns)
+    if len(readings) != 1:
+        raise ValueError(
+            f"{source.where} has the columns {', '.join(source.columns)}, and "
+            + ("several of them may be" if readings else "none of them is surely")
+            + " the text and its label; set task.text, task.label, and task.pair where there is one"
+        )
+    text, pair, label = readings[0]
+    texts, labels = (
+        next(source.read(column, option=option))[column]
+        for column, option in ((text, "task.text"), (label, "task.label"))
+    )
+    kind = task.kind or _kind(texts, labels)
+    return replace(task, text=text, pair=pair, label=label, kind=kind)
+
+
+def _readings(task: Task, columns: list[str]) -> list[tuple[str, str | None, str]]:
+    """The ways to read these columns as text, second text and label."""
+    here = set(columns)
+    if task.text is not None:
+        texts: list[tuple[str, str | None]] = [(task.text, task.pair)]
+    elif {"question", "context", "answers"} <= here:
+        texts = [("question", "context")]
+    else:
+        texts = [pair for pair in PAIRS if here.issuperset(pair)]
+        paired = {column for pair in texts for column in pair}
+        texts += [(column, task.pair) for column in TEXTS if column in here - paired]
+    readings = []
+    for text, pair in texts:
+        known = ("answers",) if pair == "context" else (*TAGS, *LABELS) if text == "tokens" else LABELS
+        labels = [task.label] if task.label else [column for column in known if column in here]
+        readings += [(text, pair, label) for label in labels]
+    return readings
+
+
+def _kind(texts: list[Any], labels: list[Any]) -> Kind:
+    """What labels like these are; decided by the first rows."""
+    kinds = {type(label) for label in labels}
+    if dict in kinds:
+        return "span"
+    if list in kinds:
+        return "tagging" if any(isinstance(text, list) for text in texts) else "multilabel"
+    numbers = [_number(label) for label in labels]
+    if None not in numbers and any(number % 1 for number in numbers if number is not None):
+        return "regression"
+    return "classification"
+
+
+def _number(label: Any) -> float | None:
+    try:
+        return float(label)
+    except (TypeError, ValueError):
+        return None

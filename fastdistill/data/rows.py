@@ -1,0 +1,227 @@
+"""Rows: the examples of a task as its files have them, checked, and divided into what is trained, chosen and
+reported on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdistill.data.labels import (
+    answers,
+    are_vectors,
+    class_indices,
+    class_vectors,
+    distinct_names,
+    is_hidden,
+    regression_targets,
+    tag_indices,
+)
+from fastdistill.data.source import Source, from_files, from_hub, local_files, split_of
+from fastdistill.recipe import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Checked rows of one split.
+
+    Args:
+        texts: the texts; lists of words (tagging), questions (span).
+        pairs: second texts, where there are any; contexts (span).
+        labels: ``(N,)`` int64 classes or float32 targets, ``(N, C)`` float32 of 0 and 1, or a list: for every row the
+            int64 tags of its words, or its answers, each with its first character.
+        origin: which rows of the data these are, for the report.
+        groups: ``(N,)`` which rows compete for a rank.
+    """
+
+    texts: list[Any]
+    pairs: list[str] | None
+    labels: np.ndarray | list[Any]
+    origin: str
+    groups: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray, origin: str) -> Rows:
+        """Some of them, under another name."""
+
+        def picked(values: Any) -> Any:
+            return values[rows] if isinstance(values, np.ndarray) else values and [values[row] for row in rows]
+
+        return Rows(picked(self.texts), picked(self.pairs), picked(self.labels), origin, picked(self.groups))
+
+
+def open_splits(task: Task) -> dict[str, Source]:
+    """The splits of a task's data by name; files that name no split are all train.
+
+    Raises:
+        FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
+        ValueError: there is no path, or no split to train on.
+    """
+    if task.path is None:
+        raise ValueError("task.path is not set; give a folder, file, glob or Hub id of labelled text")
+    files = local_files(task.path)
+    if not files:
+        sources = from_hub(task.path, task.configuration)
+    else:
+        splits: dict[str | None, list[Path]] = {}
+        for file in files:
+            splits.setdefault(split_of(file), []).append(file)
+        named = {split: from_files(group) for split, group in splits.items() if split}
+        is_folder = Path(task.path).expanduser().is_dir()
+        sources = named if named and (len(files) > 1 or is_folder) else {"train": from_files(files)}
+    return sources
+
+
+def splits_named(sources: dict[str, Source], *names: str) -> dict[str, Source]:
+    """The splits of the first of these names that there is, by their ending: MNLI has validation_mismatched as well."""
+    for name in names:
+        found = {key: source for key, source in sources.items() if key == name or key.startswith(f"{name}_")}
+        if found:
+            return {key.removeprefix(name).lstrip("_"): source for key, source in found.items()}
+    return {}
+
+
+def label_names(source: Source, task: Task, labels: list[Any]) -> tuple[str, ...] | None:
+    """Class names by index: those of the task, of the data set, or those that occur; None where there are no classes.
+
+    Raises:
+        ValueError: the task names another number of classes than the data set declares.
+    """
+    assert task.label is not None
+    given, declared = task.label_names, source.class_names(task.label)
+    if task.kind in ("regression", "span"):
+        return None
+    if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
+        raise ValueError(f"task.label_names is {list(given)}: give two or more names, each once, or leave it out")
+    if given and declared and len(given) != len(declared):
+        raise ValueError(
+            f"task.label_names has {len(given)} names, {source.where} declares {len(declared)}: {', '.join(declared)}"
+        )
+    if given or declared:
+        return given or declared
+    if task.kind == "multilabel" and not declared and are_vectors(labels):
+        return tuple(map(str, range(max(len(label) for label in labels if isinstance(label, list)))))
+    lists = task.kind in ("multilabel", "tagging")
+    return distinct_names([x for label in labels if isinstance(label, list) for x in label] if lists else labels)
+
+
+def read_rows(source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, origin: str) -> Rows:
+    """The rows of a split, of which the labels were read already.
+
+    Raises:
+        ValueError: a text or a label is not what the task says; the message names the row.
+    """
+    assert task.text is not None
+    assert task.label is not None
+    texts = (_read_words if task.kind == "tagging" else read_texts)(source, task.text, "task.text")
+    pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair")
+    groups = None if task.group is None else np.array([str(x) for x in read_column(source, task.group, "task.group")])
+    declared = source.class_names(task.label)
+    if names and declared and set(declared) == set(names):  # numbers are positions in the data's own order
+        labels = [_named(label, declared) for label in labels]
+    return Rows(texts, pairs, _read_labels(task, labels, texts, pairs, names, source.where), origin, groups)
+
+
+def _read_labels(
+    task: Task, labels: list[Any], texts: list[Any], pairs: list[str] | None, names: Sequence[str] | None, where: str
+) -> np.ndarray | list[Any]:
+    if task.kind == "regression":
+        return regression_targets(labels, where)
+    if task.kind == "span":
+        assert pairs is not None, "complete() asks for the context"
+        return answers(labels, pairs, where)
+    assert names is not None
+    if task.kind == "multilabel":
+        return class_vectors(labels, names, where)
+    if task.kind == "tagging":
+        return tag_indices(labels, texts, names, where)
+    return class_indices(labels, names, where)
+
+
+def _named(label: Any, names: Sequence[str]) -> Any:
+    if isinstance(label, list):
+        return [_named(x, names) for x in label]
+    return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
+
+
+def labelled_rows(source: Source | None, task: Task, names: tuple[str, ...] | None, origin: str) -> Rows | None:
+    """The rows of a split, None where there is no such split or its labels are not published."""
+    if source is None or task.label not in source.columns:
+        return None
+    labels = read_column(source, task.label, "task.label")
+    return None if all(map(is_hidden, labels)) else read_rows(source, task, labels, names, origin)
+
+
+def read_column(source: Source, column: str, option: str) -> list[Any]:
+    """All values of a column; `option` chose it."""
+    return [value for batch in source.read(column, option=option) for value in batch[column]]
+
+
+def read_texts(source: Source, column: str, option: str) -> list[str]:
+    """All texts of a column.
+
+    Raises:
+        ValueError: one is empty or no text; the message names the row.
+    """
+    texts = read_column(source, column, option)
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str) or not text.strip():
+            fault = "is empty" if isinstance(text, str) else f"is {text!r:.40}, not text"
+            raise ValueError(f"{source.where}, row {row}: column {column!r} {fault}; correct or remove the row")
+    return texts
+
+
+def _read_words(source: Source, column: str, option: str) -> list[list[str]]:
+    texts = read_column(source, column, option)
+    for row, words in enumerate(texts, start=1):
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+            fault = "is empty" if words == [] else f"is {words!r:.40}, not a list of words"
+            raise ValueError(f"{source.where}, row {row}: column {column!r} {fault}; correct or remove the row")
+    return texts
+
+
+def divide(train: Rows, validation: Rows | None, test: Rows | None, task: Task, seed: int) -> tuple[Rows, Rows, Rows]:
+    """Apply the split rules of `load_task`.
+
+    Raises:
+        ValueError: there are too few rows to set aside.
+    """
+    rng = np.random.default_rng(seed)
+    if test is None and validation is not None:
+        validation, test = None, validation
+    if test is None:
+        train, test = _set_aside(train, task.test_size, "task.test_size", rng)
+    if validation is None:
+        train, validation = _set_aside(train, task.validation_size, "task.validation_size", rng)
+    return train, validation, test
+
+
+def _set_aside(rows: Rows, size: int, option: str, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """Take `size` rows at random: ``(rest, taken)``.
+
+    Of every class (or range of targets) its share; of rows that compete for a rank all or none, so that there may be
+    some more than `size`.
+    """
+    total = len(rows.texts)
+    if not 0 < size <= total // 2:
+        raise ValueError(
+            f"{option}={size} rows cannot be set aside from the {total} rows of train: choose from 1 to {total // 2}"
+        )
+    taken = np.zeros(total, bool)
+    if rows.groups is not None:
+        names, group = np.unique(rows.groups, return_inverse=True)
+        order = rng.permutation(len(names))
+        ends = np.cumsum(np.bincount(group)[order])
+        taken = np.isin(group, order[: np.searchsorted(ends, size) + 1])
+        if taken.all():
+            raise ValueError(f"{option}={size} rows leave none to train on, for groups stay together: choose fewer")
+    else:
+        shuffled = rng.permutation(total)
+        strata = rows.labels if isinstance(rows.labels, np.ndarray) and rows.labels.ndim == 1 else np.zeros(total)
+        by_label = shuffled[np.argsort(strata[shuffled], kind="stable")]
+        every_nth = ((np.arange(size) + rng.random()) * total / size).astype(np.int64)
+        taken[by_label[every_nth]] = True
+    origin = f"{rows.origin}, {size} rows set aside"
+    return rows.take(np.flatnonzero(~taken), rows.origin), rows.take(np.flatnonzero(taken), origin)
