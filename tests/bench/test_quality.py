@@ -169,28 +169,48 @@ def test_killed_in_the_middle_and_started_again_gives_the_same(
     jobs = tmp_path / "work" / "tiny" / "jobs"
     for job in ("general", "tiny"):
         shutil.rmtree(jobs / job)
-    step, calls = torch.optim.AdamW.step, 0
-    for kill_at in (2, 6, 12):  # in GD, in GED, in TSD
-        start_of_this = calls
+    step, calls, kills = torch.optim.AdamW.step, 0, [2, 6, 13]  # in GD, in GED, in TAD
 
-        def killed(*args: Any, at: int = kill_at, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == at:
-                raise KeyboardInterrupt
-            return step(*args, **kwargs)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in kills:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
 
-        monkeypatch.setattr(torch.optim.AdamW, "step", killed)
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path, data, only)
-        assert calls > start_of_this
         start(tmp_path, data, "--list")
         assert capsys.readouterr().out.count("begun") == 1
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
     start(tmp_path, data, only)
+    assert calls == 13 + 6, "stages that were done have been done again"
     again, before = results(tmp_path), results(done)
     assert "tiny/2x12/stars/1" not in again, "more was done than was asked for"
     assert outcome(again["tiny/2x12/reviews/1"]) == outcome(before["tiny/2x12/reviews/1"])
+
+
+def test_models_that_are_lost_are_made_again_where_something_starts_from_them(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    jobs, work = all_jobs(read(tmp_path / "tiny.yaml")), Work(tmp_path / "work")
+    assert [job.name for job in work.todo(jobs)][:3] == [
+        "teacher/reviews/1e-09",
+        "teacher/reviews/0.005",
+        "teacher/reviews",
+    ]
+    assert len(work.todo(jobs)) == len(quality.with_needs(jobs)) == 11
+    for job in quality.with_needs(jobs):
+        work.job(job).mkdir(parents=True)
+        (work.job(job) / "result.json").write_text("{}")
+    assert work.todo(jobs) == []
+    (run,) = (job for job in jobs if job.name == "tiny/2x12/stars/1")
+    (work.job(run) / "result.json").unlink()
+    trials = ["teacher/stars/1e-09", "teacher/stars/0.005"]
+    assert [job.name for job in work.todo(jobs)] == [*trials, "teacher/stars", "general/2x12/1", run.name]
+    for need in run.needs:
+        (work.jobs / need.model).mkdir()
+    assert work.todo(jobs) == [run]
 
 
 def test_time_is_kept(done: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
