@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdistill import run, teacher_cache
-from fastdistill.data.packing import Loader, Sequences
+from fastdistill.data.packing import NO_LABEL, Loader, Sequences
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
-from fastdistill.recipe import Recipe
+from fastdistill.recipe import HeadKind, Recipe
 from fastdistill.teacher_cache import ANSWER, Cached, cached, checksum, get, names_of
 from tests.tiny import make_teacher, only, tiny_recipe
 
@@ -283,3 +283,27 @@ def test_a_text_seen_once_is_not_cached(world: Path, tmp_path: Path) -> None:
     stages = {name: replace(stage, steps=1) for name, stage in recipe.stages.items()}
     run(replace(recipe, stages=stages, teacher_cache=True, cache_dir=str(tmp_path / "cache")))
     assert not (tmp_path / "cache" / "teacher").exists()
+
+
+@pytest.mark.parametrize("kind", ["tagging", "span"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_logits_of_tokens_are_kept_for_those_that_have_them(
+    folder: Path, kind: HeadKind, labelled: bool, tmp_path: Path
+) -> None:
+    """Every third token is labelled, so that sequences have none, one or several such tokens."""
+    live = Live(Encoder.load(folder, head="fresh", kind=kind, num_labels=2))
+    data = text()
+    if labelled:
+        labels = np.where(np.arange(len(data.input_ids)) % 3 == 0, 1, NO_LABEL)
+        data = replace(data, token_labels=labels)
+    cache, taps = fill(tmp_path, live, Taps(logits=True), data), Taps(hidden=frozenset(), logits=True)
+    assert len(cache.bounds) > 4
+    for _, (_, batch) in zip(range(20), Loader(data, 64, seed=3).batches(), strict=False):
+        said, kept = live(batch, taps).logits, cache(batch, taps).logits
+        assert said is not None
+        assert kept is not None
+        rows = batch.num_tokens if kind == "span" or not labelled else int((batch.input_ids > 0)[batch.labelled].sum())
+        assert kept.shape == (rows, 2)
+        torch.testing.assert_close(kept, said, rtol=1e-4, atol=1e-5)
+    again = Cached(tmp_path, live, data)
+    assert again.open(Taps(logits=True)) == []

@@ -72,12 +72,14 @@ def quiet() -> None:
 
 
 def load_headless(path: str | Path) -> PreTrainedModel:
-    """The bare encoder of a checkpoint.
+    """The bare encoder of a checkpoint; a pooler that it lacks is drawn at random, but the same every time.
 
     Raises:
         ValueError: weights of the encoder are missing (a pooler may be: pretraining often leaves it out).
     """
-    model, missing = _from_pretrained(AutoModel, path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, missing = _from_pretrained(AutoModel, path)
     if lacking := [name for name in missing if "pooler" not in name]:
         raise ValueError(f"{path} lacks {len(lacking)} weights of a {model.config.model_type} encoder: {lacking[:3]} …")
     return model

@@ -85,3 +85,12 @@ def test_folders_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(load_tokenizer("~/teacher")) > 5
     assert load_plain("~/teacher", "classification").config.hidden_size == 24
     assert Encoder.load("~/teacher").hidden_size == 24
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_the_same_every_time(tmp_path: Path) -> None:
+    tiny_encoder("bert").with_fresh_head("masked").model.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one, other = (Encoder.load(tmp_path).model.pooler.dense.weight for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
