@@ -91,6 +91,27 @@ HEADS = {
 }
 
 
+VOCABULARY_HEADS = {
+    "bert": ("cls",),
+    "ernie": ("cls",),
+    "albert": ("predictions",),
+    "roberta": ("lm_head",),
+    "xlm-roberta": ("lm_head",),
+    "camembert": ("lm_head",),
+    "mpnet": ("lm_head",),
+    "electra": ("generator_predictions", "generator_lm_head"),
+    "distilbert": ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+    "modernbert": ("head", "decoder"),
+}
+
+
+def predict_tokens(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits ``(R, V)`` of a masked language model from R of its last hidden states ``(R, D)``."""
+    for name in VOCABULARY_HEADS[model.config.model_type]:
+        hidden = model.get_submodule(name)(hidden)
+    return hidden
+
+
 def dropout_names(config: PretrainedConfig) -> list[str]:
     """The fields of `config` that hold dropout probabilities inside the encoder; the head's is left alone."""
     bert = ["hidden_dropout_prob", "attention_probs_dropout_prob"]

@@ -8,7 +8,13 @@ from os.path import expanduser
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
@@ -97,8 +103,20 @@ def load_finetuned(path: str | Path, num_labels: int | None = None) -> PreTraine
     return model
 
 
+def load_masked_lm(path: str | Path) -> PreTrainedModel:
+    """A masked language model.
+
+    Raises:
+        ValueError: the checkpoint has no masked-LM head.
+    """
+    model, missing = _from_pretrained(AutoModelForMaskedLM, path)
+    if missing:
+        raise ValueError(f"{path} has no masked-LM head, it lacks {missing[:3]}: name a model that was saved with one")
+    return model
+
+
 def _from_pretrained(
-    auto: type[AutoModel] | type[AutoModelForSequenceClassification], path: str | Path
+    auto: type[AutoModel] | type[AutoModelForSequenceClassification] | type[AutoModelForMaskedLM], path: str | Path
 ) -> tuple[PreTrainedModel, list[str]]:
     with _readable(path) as folder:
         model, info = auto.from_pretrained(
