@@ -27,6 +27,7 @@ class TaskData:
         test: what the reported figures come from; never the rows that choices were made on.
         label_names: class names by index; None for regression.
         origins: for train, validation and test the split of the data that it was taken from, for the report.
+        rows: the text of train.
     """
 
     train: Sequences
@@ -34,10 +35,11 @@ class TaskData:
     test: Sequences
     label_names: tuple[str, ...] | None
     origins: Mapping[str, str]
+    rows: Rows
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class Rows:
     """Checked rows of one split: texts, second texts where there are any, and labels."""
 
     texts: list[str]
@@ -45,9 +47,10 @@ class _Rows:
     labels: np.ndarray
     origin: str
 
-    def take(self, rows: np.ndarray, origin: str) -> _Rows:
+    def take(self, rows: np.ndarray, origin: str) -> Rows:
+        """The rows `rows`, in that order, which come from `origin`."""
         pairs = None if self.pairs is None else [self.pairs[row] for row in rows]
-        return _Rows([self.texts[row] for row in rows], pairs, self.labels[rows], origin)
+        return Rows([self.texts[row] for row in rows], pairs, self.labels[rows], origin)
 
 
 def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskData:
@@ -99,7 +102,7 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         for rows in (train, validation, test)
     )
     origins = {"train": train.origin, "validation": validation.origin, "test": test.origin}
-    return TaskData(train_data, validation_data, test_data, names, origins)
+    return TaskData(train_data, validation_data, test_data, names, origins, train)
 
 
 def _sources(task: Task) -> dict[str, Source]:
@@ -123,7 +126,7 @@ def _split(sources: dict[str, Source], *names: str) -> Source | None:
     return sources[matches[0]] if matches else None
 
 
-def _labelled_rows(source: Source | None, task: Task, names: tuple[str, ...] | None, origin: str) -> _Rows | None:
+def _labelled_rows(source: Source | None, task: Task, names: tuple[str, ...] | None, origin: str) -> Rows | None:
     """The rows of a split, None where there is no such split or its labels are not published."""
     if source is None or task.label not in source.columns:
         return None
@@ -131,15 +134,15 @@ def _labelled_rows(source: Source | None, task: Task, names: tuple[str, ...] | N
     return None if all(map(is_hidden, labels)) else _rows(source, task, labels, names, origin)
 
 
-def _rows(source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, origin: str) -> _Rows:
+def _rows(source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, origin: str) -> Rows:
     texts = _texts(source, task.text, "task.text")
     pairs = None if task.pair is None else _texts(source, task.pair, "task.pair")
     if names is None:
-        return _Rows(texts, pairs, regression_targets(labels, source.where), origin)
+        return Rows(texts, pairs, regression_targets(labels, source.where), origin)
     declared = source.class_names(task.label)
     if declared and set(declared) == set(names):  # numbers are positions in the data's own order
         labels = [declared[x] if isinstance(x, int) and 0 <= x < len(declared) else x for x in labels]
-    return _Rows(texts, pairs, class_indices(labels, names, source.where), origin)
+    return Rows(texts, pairs, class_indices(labels, names, source.where), origin)
 
 
 def _column(source: Source, column: str, option: str) -> list[Any]:
@@ -155,9 +158,7 @@ def _texts(source: Source, column: str, option: str) -> list[str]:
     return texts
 
 
-def _divide(
-    train: _Rows, validation: _Rows | None, test: _Rows | None, task: Task, seed: int
-) -> tuple[_Rows, _Rows, _Rows]:
+def _divide(train: Rows, validation: Rows | None, test: Rows | None, task: Task, seed: int) -> tuple[Rows, Rows, Rows]:
     """Apply the split rules of `load_task`."""
     rng = np.random.default_rng(seed)
     if test is None and validation is not None:
@@ -169,7 +170,7 @@ def _divide(
     return train, validation, test
 
 
-def _set_aside(rows: _Rows, size: int, option: str, rng: np.random.Generator) -> tuple[_Rows, _Rows]:
+def _set_aside(rows: Rows, size: int, option: str, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """Take `size` rows at random, but of every class (or range of targets) its share: ``(rest, taken)``."""
     total = len(rows.texts)
     if not 0 < size <= total // 2:
