@@ -10,7 +10,8 @@ import re
 import sys
 import traceback
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -49,8 +50,7 @@ def _nearest(message: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
-    """The parser of `recipe`: its values are the defaults, each stage is a group under its own name."""
+def _empty_parser(prog: str, description: str) -> Parser:
     parser = Parser(
         formatter_class=Formatter,
         prog=prog,
@@ -59,6 +59,12 @@ def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below, nested")
+    return parser
+
+
+def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
+    """The parser of `recipe`: its values are the defaults, each stage is a group under its own name."""
+    parser = _empty_parser(prog, description)
     parser.add_argument(
         "--resume", type=bool, nargs="?", const=True, default=False, help="continue the run in output_dir"
     )
@@ -78,7 +84,16 @@ def make_parser(recipe: Recipe, prog: str, description: str) -> Parser:
 
 def parse(recipe: Recipe, argv: list[str] | None, prog: str, description: str) -> tuple[Recipe, Namespace]:
     """The recipe with the overrides of `argv`, and the run's own switches."""
-    parser = make_parser(recipe, prog, description)
+    config = _values(make_parser(recipe, prog, description), argv)
+    names = [f.name for f in dataclasses.fields(Recipe) if f.name != "stages"]
+    chosen = {name: getattr(config, name) for name in names}
+    stages = {name: _one_length(getattr(config, name), default) for name, default in recipe.stages.items()}
+    chosen["finetune"] = _one_length(chosen["finetune"], recipe.finetune)
+    return Recipe(**chosen, stages=stages), config
+
+
+def _values(parser: Parser, argv: list[str] | None) -> Namespace:
+    """What the command line says, every group of options as the dataclass that it is."""
     try:
         config = parser.parse_args(argv)
     except UnicodeDecodeError as error:
@@ -87,12 +102,7 @@ def parse(recipe: Recipe, argv: list[str] | None, prog: str, description: str) -
     for group in sorted(groups):
         if not isinstance(value := config.get(group), Namespace):
             parser.error(f"{group} is {value!r}: it is a group of options, give some of them under it or leave it out")
-    config = parser.instantiate(config)
-    names = [f.name for f in dataclasses.fields(Recipe) if f.name != "stages"]
-    chosen = {name: getattr(config, name) for name in names}
-    stages = {name: _one_length(getattr(config, name), default) for name, default in recipe.stages.items()}
-    chosen["finetune"] = _one_length(chosen["finetune"], recipe.finetune)
-    return Recipe(**chosen, stages=stages), config
+    return parser.instantiate(config)
 
 
 def _one_length(stage: Stage, default: Stage) -> Stage:
@@ -125,20 +135,48 @@ def main(
         argv: the command line, default that of the process.
         prepare: completes the recipe once it is parsed, before it runs.
     """
-    spec = sys.modules["__main__"].__spec__
-    recipe, config = parse(recipe, argv, spec.name if spec else "fastdistill", description or "")
+    recipe, config = parse(recipe, argv, _program(), description or "")
 
     from fastdistill import ranks
 
-    try:
+    with _errors_in_one_line("continue with --resume"):
         from fastdistill.runner import run
 
-        logging.captureWarnings(True)
         ranks.join()
         recipe = ranks.first(lambda: prepare(recipe)) if prepare else recipe
         report = run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
         ranks.leave()
         return report
+
+
+def command(work: Callable[..., None], description: str | None, argv: list[str] | None = None) -> None:
+    """Call `work` with the options of the command line, which are its arguments; bad input ends as in `main`.
+
+    Args:
+        work: its docstring describes the options.
+        description: what `--help` says first.
+        argv: the command line, default that of the process.
+    """
+    parser = _empty_parser(_program(), description or "")
+    names = parser.add_function_arguments(work, as_group=False)
+    config = _values(parser, argv)
+    with _errors_in_one_line("the same command goes on"):
+        work(**{name.partition(".")[0]: config[name.partition(".")[0]] for name in names})
+
+
+def _program() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else "fastdistill"
+
+
+@contextmanager
+def _errors_in_one_line(afterwards: str) -> Iterator[None]:
+    """Bad input ends the process with a line on stderr; so does an interruption, and `afterwards` says what then."""
+    from fastdistill import ranks
+
+    logging.captureWarnings(True)
+    try:
+        yield
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, ValueError) and not _raised_here(error):
             raise  # a mistake of ours, not of the input: its traceback is wanted
@@ -147,5 +185,5 @@ def main(
         sys.exit(2)
     except KeyboardInterrupt:
         if ranks.rank() == 0:
-            print("interrupted: continue with --resume", file=sys.stderr)
+            print(f"interrupted: {afterwards}", file=sys.stderr)
         sys.exit(130)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from fastdistill.checks import check_stage
+from fastdistill.data.augment import Augmented, load_augmented
 from fastdistill.data.corpus import load_corpus
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.data.tasks import TaskData, load_task
+from fastdistill.data.tokenise import truncate_examples
 from fastdistill.evaluate import metric_of
 from fastdistill.losses.objective import Objective
 from fastdistill.models.capture import Taps
@@ -27,11 +29,15 @@ from fastdistill.models.pretrained import Tokenizer, load_tokenizer
 from fastdistill.models.reduction import teacher_basis
 from fastdistill.models.student import make_student
 from fastdistill.recipe import Recipe, Stage
+from fastdistill.step import Runtime
 
 
 @dataclass
 class Inputs:
-    """Tokenizer, data, the untrained student of a recipe with its projections, and a digest of its teachers."""
+    """Tokenizer, data, the untrained student of a recipe with its projections, and a digest of its teachers.
+
+    `augmented` is the task's text with its copies, where a stage trains on it, and `copied_from` says how it was made.
+    """
 
     recipe: Recipe
     tokenizer: Tokenizer
@@ -40,6 +46,8 @@ class Inputs:
     student: Encoder
     projections: dict[str, Tensor]
     teachers: bytes
+    augmented: Sequences | None = None
+    copied_from: str = ""
 
     @property
     def num_labels(self) -> int:
@@ -61,7 +69,8 @@ class Inputs:
             for part in (self.corpus.offsets, self.corpus.input_ids[:100_000], self.corpus.input_ids[-100_000:]):
                 digest.update(np.ascontiguousarray(part).tobytes())
         if self.task is not None:
-            for split in (self.task.train, self.task.validation, self.task.test):
+            augmented = () if self.augmented is None else (self.augmented,)
+            for split in (self.task.train, self.task.validation, self.task.test, *augmented):
                 assert split.labels is not None
                 for part in (split.offsets, split.input_ids, split.labels):
                     digest.update(np.ascontiguousarray(part).tobytes())
@@ -75,11 +84,14 @@ class Inputs:
         if self.task is not None:
             for name in ("train", "validation", "test"):
                 parts[name] = {**getattr(self.task, name).counts, "origin": self.task.origins[name]}
+        if self.augmented is not None:
+            parts["augmented"] = {**self.augmented.counts, "origin": self.copied_from}
         return parts
 
     def data(self, stage: Stage) -> Sequences:
         """The training text of `stage`."""
-        data = self.corpus if stage.data == "general" else self.task.train if self.task else None
+        task = self.task.train if self.task else None
+        data = {"general": self.corpus, "task": task, "augmented": self.augmented}[stage.data]
         assert data is not None, "load_inputs checks that a stage's data is there"
         return data
 
@@ -92,8 +104,8 @@ class Inputs:
         return self.recipe.teacher.finetuned or finetuned, "finetuned" if stage.losses.soft else "none"
 
 
-def load_inputs(recipe: Recipe) -> Inputs:
-    """Load what `recipe` names.
+def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
+    """Load what `recipe` names; `say` takes what is worth knowing while text is augmented, which may take long.
 
     Raises:
         ValueError: stages, losses, layer maps, lengths, labels, vocabularies that do not fit; the message names the
@@ -143,12 +155,34 @@ def load_inputs(recipe: Recipe) -> Inputs:
     inputs = Inputs(
         recipe, tokenizer, task, corpus, student, projections, _digest(*dict.fromkeys((teacher, finetuned)))
     )
+    augmented = {name: stage for name, stage in stages.items() if stage.data == "augmented"}
+    _check_budgets({name: stage for name, stage in stages.items() if name not in augmented}, inputs)
+    if task is not None and recipe.teacher.finetuned is not None:
+        _check_labels(recipe.teacher.finetuned, finetuned, inputs)
+    if augmented and task is not None:
+        copies = augment(recipe, task, say)
+        labels = task.rows.labels[copies.source_ids]
+        read = truncate_examples(tokenizer, copies.texts, copies.pairs, recipe.task.max_length, labels)
+        inputs.augmented = replace(read, counts={**copies.counts, **read.counts})
+        inputs.copied_from = copies.origin
+        _check_budgets(augmented, inputs)
+    return inputs
+
+
+def augment(recipe: Recipe, task: TaskData, say: Callable[[str], None]) -> Augmented:
+    """The task's rows of train and their copies, from the cache or made now; see `load_augmented`."""
+    runtime = Runtime.of(recipe)
+    return load_augmented(
+        recipe.task, task.rows, task.label_names, recipe.teacher.path, recipe.cache_dir, recipe.seed,
+        device=runtime.device, dtype=runtime.teacher_dtype or runtime.dtype, say=say,
+    )  # fmt: skip
+
+
+def _check_budgets(stages: dict[str, Stage], inputs: Inputs) -> None:
+    """Every sequence of a stage's text must fit into its batches."""
     for name, stage in stages.items():
         with _named(name):
             Loader(inputs.data(stage), stage.tokens_per_batch, seed=0).plan(epoch=0)
-    if task is not None and recipe.teacher.finetuned is not None:
-        _check_labels(recipe.teacher.finetuned, finetuned, inputs)
-    return inputs
 
 
 def _digest(*encoders: Encoder) -> bytes:
