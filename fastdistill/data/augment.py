@@ -121,7 +121,7 @@ def _model(
         try:
             return MaskedLM(teacher, device, dtype), f"{teacher}{also}"
         except ValueError as error:
-            lacking = str(error).partition(":")[0]
+            lacking = str(error).partition(" (")[0]
     if augment.vectors is None:
         raise ValueError(
             f"words cannot be replaced, for {lacking} and no vectors are named: give --task.augment.model, a masked "

@@ -111,7 +111,9 @@ def load_masked_lm(path: str | Path) -> PreTrainedModel:
     """
     model, missing = _from_pretrained(AutoModelForMaskedLM, path)
     if missing:
-        raise ValueError(f"{path} has no masked-LM head, it lacks {missing[:3]}: name a model that was saved with one")
+        raise ValueError(
+            f"{path} has no masked-LM head (it lacks {missing[:3]} …): name a model that was saved with one"
+        )
     return model
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
 from fastdistill.data.candidates import MODEL, NONE, VECTORS, Candidates, Frame
 from fastdistill.data.vectors import Vectors, read_vectors
@@ -112,6 +113,41 @@ def test_a_text_has_the_same_candidates_alone_and_among_others(model: MaskedLM, 
     together = find(model, vectors, tokens_per_batch=60)
     assert together == [find(model, vectors, [text])[0] for text in TEXTS]
     assert find(model, vectors, []) == []
+
+
+def byte_level(folder: Path) -> MaskedLM:
+    """A tiny RoBERTa, whose tokens of words begin with their space and whose Chinese characters are several bytes."""
+    merges = [
+        ("f", "i"),
+        ("fi", "l"),
+        ("fil", "m"),
+        ("Ġ", "film"),
+        ("p", "l"),
+        ("pl", "o"),
+        ("plo", "t"),
+        ("Ġ", "plot"),
+    ]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(words), hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=66, pad_token_id=1, type_vocab_size=1,
+    )  # fmt: skip
+    RobertaForMaskedLM(config).save_pretrained(folder)
+    return MaskedLM(folder, torch.device("cpu"), torch.float32)
+
+
+def test_tokens_of_bytes(tmp_path: Path) -> None:
+    """A word counts as one token with the space before it, and a character of three tokens does not."""
+    (found,) = find(byte_level(tmp_path), None, ["good film 好 plot"])
+    assert found == [("good", NONE, []), ("film", MODEL, ["plot"]), ("好", NONE, []), ("plot", MODEL, ["film"])]
 
 
 def test_words_past_the_most_are_left_alone(model: MaskedLM) -> None:
