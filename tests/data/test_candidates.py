@@ -117,16 +117,10 @@ def test_a_text_has_the_same_candidates_alone_and_among_others(model: MaskedLM, 
 
 def byte_level(folder: Path) -> MaskedLM:
     """A tiny RoBERTa, whose tokens of words begin with their space and whose Chinese characters are several bytes."""
-    merges = [
-        ("f", "i"),
-        ("fi", "l"),
-        ("fil", "m"),
-        ("Ġ", "film"),
-        ("p", "l"),
-        ("pl", "o"),
-        ("plo", "t"),
-        ("Ġ", "plot"),
-    ]
+    merges = []
+    for whole in ("film", "plot", "新"):
+        ((word, _),) = pre_tokenizers.ByteLevel(add_prefix_space=True).pre_tokenize_str(whole)
+        merges += [(word[1:n], word[n]) for n in range(2, len(word))] + [(word[0], word[1:])]
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
     tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, merges))
