@@ -105,6 +105,36 @@ def inference() -> str:
     return "\n".join(lines)
 
 
+AUGMENT_LOOPS = {
+    "published": "one forward pass for each word",
+    "padded": "the same, padded to 128 tokens",
+    "packed": "fastdistill: all words of many sentences, packed",
+}
+
+
+def augment() -> str:
+    """One row for each loop: words a second that get their candidates from the masked language model."""
+    lines = []
+    for path in sorted((ROOT / "bench" / "results").glob("*/augment.json")):
+        measured = json.loads(path.read_text())
+        work, machine = measured["workload"], measured["machine"]
+        first = measured["results"][0]["words_per_s"]
+        lines += [
+            f"{machine['device']}, torch {machine['torch']}, {work['model']}, sentences of {work['text']}:\n",
+            "| candidates of words | dtype | words/s | times the first |",
+            "|---|---|---:|---:|",
+            *(_augment_row(result, first) for result in measured["results"]),
+            "",
+        ]
+    return "\n".join(lines).rstrip() or "Not measured yet."
+
+
+def _augment_row(result: Result, first: float) -> str:
+    loop, dtype = result["loop"].split(", ")
+    per_second = result["words_per_s"]
+    return f"| {AUGMENT_LOOPS[loop]} | {dtype} | {per_second:,.0f} | {per_second / first:.1f}x |"
+
+
 def _op_row(result: Result, machine: dict[str, Any]) -> str:
     ms, mib = both(result), result["peak_mib"]
     ours = least(ms, ours=True)
@@ -144,7 +174,8 @@ def _mib(value: float | None) -> str:
 
 def render(readme: str) -> str:
     """`readme` with every block written anew."""
-    for name, write in {"quickstart": quickstart, "steps": steps, "inference": inference, "ops": ops}.items():
+    blocks = {"quickstart": quickstart, "augment": augment, "steps": steps, "inference": inference, "ops": ops}
+    for name, write in blocks.items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
         if readme.count(start) != 1:
             raise ValueError(f"README.md must hold one block {start} ... {end}, it holds {readme.count(start)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastdistill.cli import main as main
+from fastdistill.recipe import Augment as Augment
 from fastdistill.recipe import Corpus as Corpus
 from fastdistill.recipe import Losses as Losses
 from fastdistill.recipe import Optim as Optim

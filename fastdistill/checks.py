@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastdistill import ranks
 from fastdistill.losses.objective import active_weights
-from fastdistill.recipe import Recipe, Stage
+from fastdistill.recipe import Recipe, Stage, Task
 
 GENERAL = ("general", "masked")  # data that is general text
+AUGMENTED = ("classification", "regression", "multilabel")  # kinds whose labels stay right when words are replaced
 RESERVED = {"init", "finetune", "control", *(f.name for f in dataclasses.fields(Recipe))}
 
 
@@ -99,9 +100,30 @@ def _check_numbers(name: str, stage: Stage) -> None:
         raise ValueError(f"{name} has both epochs ({stage.epochs}) and steps ({stage.steps}): give one")
 
 
+def check_augment(task: Task) -> None:
+    """Refuse tasks whose text cannot be augmented, and numbers that no augmentation could use."""
+    augment = task.augment
+    if task.kind not in AUGMENTED:
+        raise ValueError(
+            f"task.kind is {task.kind}, whose labels belong to single words: they would be wrong where augmentation "
+            "replaces words; set data to task"
+        )
+    for option, good, bound in (
+        ("copies", augment.copies is None or augment.copies >= 1, "1 or more"),
+        ("probability", 0 < augment.probability <= 1, "above 0, and 1 at most"),
+        ("candidates", augment.candidates >= 1, "1 or more"),
+        ("max_length", augment.max_length >= 1, "1 or more"),
+        ("tokens_per_batch", augment.tokens_per_batch >= 1, "1 or more"),
+    ):
+        if not good:
+            raise ValueError(f"task.augment.{option} is {getattr(augment, option)}: it must be {bound}")
+
+
 def check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
     """What a stage asks for must be in the recipe."""
     _check_numbers(name, stage)
+    if stage.data == "augmented":
+        check_augment(recipe.task)
     try:
         active = active_weights(stage.losses)
     except ValueError as error:
@@ -114,7 +136,7 @@ def check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
         raise ValueError(
             f"stage {name} reads general text and none is named: give --general.path, or --{name}.skip true"
         )
-    if stage.data == "task" and recipe.task.path is None:
+    if stage.data in ("task", "augmented") and recipe.task.path is None:
         raise ValueError(f"stage {name} reads task data and none is named: give --task.path, or --{name}.skip true")
     if stage.data == "general" and "hard" in active:
         raise ValueError(

@@ -10,7 +10,8 @@ import re
 import sys
 import traceback
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -54,11 +55,7 @@ def _nearest(message: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def make_parser(recipe: Recipe, prog: str, description: str, modes: Mapping[str, Recipe] = NONE) -> Parser:
-    """The parser of `recipe`: its values are the defaults, each stage is a group under its own name.
-
-    Each of `modes` is a switch, which `parse` heeds.
-    """
+def _empty_parser(prog: str, description: str) -> Parser:
     parser = Parser(
         formatter_class=Formatter,
         prog=prog,
@@ -67,6 +64,15 @@ def make_parser(recipe: Recipe, prog: str, description: str, modes: Mapping[str,
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below, nested")
+    return parser
+
+
+def make_parser(recipe: Recipe, prog: str, description: str, modes: Mapping[str, Recipe] = NONE) -> Parser:
+    """The parser of `recipe`: its values are the defaults, each stage is a group under its own name.
+
+    Each of `modes` is a switch, which `parse` heeds.
+    """
+    parser = _empty_parser(prog, description)
     parser.add_argument(
         "--resume", type=bool, nargs="?", const=True, default=False, help="continue the run in output_dir"
     )
@@ -100,15 +106,19 @@ def parse(
 ) -> tuple[Recipe, Namespace]:
     """The recipe, or that of the mode that `argv` switches on, with the overrides of `argv`; and the run's switches."""
     parser = make_parser(recipe, prog, description, modes)
+    config = _parsed(parser, argv)
+    if chosen := [mode for mode in modes if config[mode]]:
+        recipe = modes[chosen[0]]
+        parser = make_parser(recipe, prog, description, modes)
+        config = _parsed(parser, argv)
+    return _chosen(recipe, parser, config)
+
+
+def _parsed(parser: Parser, argv: list[str] | None) -> Namespace:
     try:
-        config = parser.parse_args(argv)
-        if chosen := [mode for mode in modes if config[mode]]:
-            recipe = modes[chosen[0]]
-            parser = make_parser(recipe, prog, description, modes)
-            config = parser.parse_args(argv)
+        return parser.parse_args(argv)
     except UnicodeDecodeError as error:
         parser.error(f"the configuration file is not UTF-8 text: {error}")
-    return _chosen(recipe, parser, config)
 
 
 def overridden(recipe: Recipe, values: dict[str, Any]) -> Recipe:
@@ -127,16 +137,21 @@ def overridden(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 def _chosen(recipe: Recipe, parser: Parser, config: Namespace) -> tuple[Recipe, Namespace]:
     """The recipe that the parsed `config` describes, and the run's own switches."""
-    groups = {name.rpartition(".")[0] for name in list(parser.get_defaults().keys())} - {""}
-    for group in sorted(groups):
-        if not isinstance(value := config.get(group), Namespace):
-            parser.error(f"{group} is {value!r}: it is a group of options, give some of them under it or leave it out")
-    config = parser.instantiate(config)
+    config = _instantiated(parser, config)
     names = [f.name for f in dataclasses.fields(Recipe) if f.name != "stages"]
     values = {name: getattr(config, name) for name in names}
     stages = {name: _one_length(getattr(config, name), default) for name, default in recipe.stages.items()}
     values["finetune"] = _one_length(values["finetune"], recipe.finetune)
     return Recipe(**values, stages=stages), config
+
+
+def _instantiated(parser: Parser, config: Namespace) -> Namespace:
+    """Every group of options as the dataclass that it is."""
+    groups = {name.rpartition(".")[0] for name in list(parser.get_defaults().keys())} - {""}
+    for group in sorted(groups):
+        if not isinstance(value := config.get(group), Namespace):
+            parser.error(f"{group} is {value!r}: it is a group of options, give some of them under it or leave it out")
+    return parser.instantiate(config)
 
 
 def _one_length(stage: Stage, default: Stage) -> Stage:
@@ -171,15 +186,13 @@ def main(
         prepare: completes the recipe once it is parsed, before it runs.
         modes: other defaults by the name of the switch that chooses them.
     """
-    spec = sys.modules["__main__"].__spec__
-    recipe, config = parse(recipe, argv, spec.name if spec else "fastdistill", description or "", modes)
+    recipe, config = parse(recipe, argv, _program(), description or "", modes)
 
     from fastdistill import ranks
 
-    try:
+    with _errors_in_one_line("continue with --resume"):
         from fastdistill.runner import run
 
-        logging.captureWarnings(True)
         ranks.join()
         recipe = ranks.first(lambda: prepare(recipe)) if prepare else recipe
         if config.sweep is not None:
@@ -192,6 +205,36 @@ def main(
             outcome = run(recipe, resume=config.resume, overwrite=config.overwrite, from_stage=config.from_stage)
         ranks.leave()
         return outcome
+
+
+def command(work: Callable[..., None], description: str | None, argv: list[str] | None = None) -> None:
+    """Call `work` with the options of the command line, which are its arguments; bad input ends as in `main`.
+
+    Args:
+        work: its docstring describes the options.
+        description: what `--help` says first.
+        argv: the command line, default that of the process.
+    """
+    parser = _empty_parser(_program(), description or "")
+    names = parser.add_function_arguments(work, as_group=False)
+    config = _instantiated(parser, _parsed(parser, argv))
+    with _errors_in_one_line("the same command goes on"):
+        work(**{name.partition(".")[0]: config[name.partition(".")[0]] for name in names})
+
+
+def _program() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else "fastdistill"
+
+
+@contextmanager
+def _errors_in_one_line(afterwards: str) -> Iterator[None]:
+    """Bad input ends the process with a line on stderr; so does an interruption, and `afterwards` says what then."""
+    from fastdistill import ranks
+
+    logging.captureWarnings(True)
+    try:
+        yield
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, ValueError) and not _raised_here(error):
             raise  # a mistake of ours, not of the input: its traceback is wanted
@@ -200,5 +243,5 @@ def main(
         sys.exit(2)
     except KeyboardInterrupt:
         if ranks.rank() == 0:
-            print("interrupted: continue with --resume", file=sys.stderr)
+            print(f"interrupted: {afterwards}", file=sys.stderr)
         sys.exit(130)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdistill.checks import GENERAL, check_stage
+from fastdistill.data.augment import Augmented, load_augmented
 from fastdistill.data.columns import complete
 from fastdistill.data.corpus import load_corpus
 from fastdistill.data.masking import Masking
 from fastdistill.data.packing import Loader, Sequences
-from fastdistill.data.tasks import TaskData, load_task
+from fastdistill.data.rows import Rows
+from fastdistill.data.tasks import TaskData, load_task, tokenise
 from fastdistill.losses.objective import Objective
 from fastdistill.metrics import metrics_of
 from fastdistill.models.capture import Taps
@@ -29,13 +31,15 @@ from fastdistill.models.pretrained import Tokenizer, load_tokenizer
 from fastdistill.models.reduction import teacher_basis
 from fastdistill.models.student import make_student
 from fastdistill.recipe import HeadKind, Kind, Recipe, Stage
+from fastdistill.step import Runtime
 
 
 @dataclass
 class Inputs:
     """Tokenizer, data, the untrained student of a recipe with its projections, and a digest of its teachers.
 
-    The recipe's task is complete here, and `said` tells what was found out about it.
+    The recipe's task is complete here, and `said` tells what was found out about it. `augmented` is the task's text
+    with its copies, where a stage trains on it, and `copied_from` says how it was made.
     """
 
     recipe: Recipe
@@ -46,6 +50,8 @@ class Inputs:
     projections: dict[str, Tensor]
     teachers: bytes
     said: list[str]
+    augmented: Sequences | None = None
+    copied_from: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -77,7 +83,8 @@ class Inputs:
             for part in (self.corpus.offsets, self.corpus.input_ids[:100_000], self.corpus.input_ids[-100_000:]):
                 digest.update(np.ascontiguousarray(part).tobytes())
         if self.task is not None:
-            for split in (self.task.train, self.task.validation, self.task.test):
+            augmented = () if self.augmented is None else (self.augmented,)
+            for split in (self.task.train, self.task.validation, self.task.test, *augmented):
                 for values in (split.offsets, split.input_ids, split.labels, split.token_labels):
                     if values is not None:
                         digest.update(np.ascontiguousarray(values).tobytes())
@@ -93,11 +100,14 @@ class Inputs:
                 parts[name] = {**getattr(self.task, name).counts, "origin": self.task.origins[name]}
             for name, split in self.task.more.items():
                 parts[f"test, {name}"] = {**split.counts, "origin": name}
+        if self.augmented is not None:
+            parts["augmented"] = {**self.augmented.counts, "origin": self.copied_from}
         return parts
 
     def data(self, stage: Stage) -> Sequences:
         """The training text of `stage`."""
-        data = self.corpus if stage.data in GENERAL else self.task.train if self.task else None
+        task = self.task.train if self.task else None
+        data = {"task": task, "augmented": self.augmented}.get(stage.data, self.corpus)
         assert data is not None, "load_inputs checks that a stage's data is there"
         return data
 
@@ -131,8 +141,8 @@ class Inputs:
         return encoder
 
 
-def load_inputs(recipe: Recipe) -> Inputs:
-    """Load what `recipe` names.
+def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
+    """Load what `recipe` names; `say` takes what is worth knowing while text is augmented, which may take long.
 
     Raises:
         ValueError: stages, losses, layer maps, lengths, labels, vocabularies that do not fit; the message names the
@@ -194,9 +204,8 @@ def load_inputs(recipe: Recipe) -> Inputs:
     projections = _first_projections(recipe, student, teacher)
     digest = _digest(*dict.fromkeys((teacher, masked, finetuned, *others.values())))
     inputs = Inputs(recipe, tokenizer, task, corpus, student, projections, digest, said)
-    for name, stage in stages.items():
-        with _named(name):
-            inputs.loader(stage, seed=0).plan(epoch=0)
+    augmented = {name: stage for name, stage in stages.items() if stage.data == "augmented"}
+    _check_budgets({name: stage for name, stage in stages.items() if name not in augmented}, inputs)
     if task is not None:
         headed = {recipe.teacher.finetuned: finetuned} if recipe.teacher.finetuned else {}
         for path, encoder in (headed | others).items():
@@ -205,7 +214,31 @@ def load_inputs(recipe: Recipe) -> Inputs:
                 said.append(
                     f"teacher: {path} has the classes in another order; its answers are put into the task's: {names}"
                 )
+    if augmented and task is not None:
+        copies = augment(recipe, task, say)
+        assert isinstance(task.rows.labels, np.ndarray), "check_augment refuses labels of single words"
+        rows = Rows(copies.texts, copies.pairs, task.rows.labels[copies.source_ids], copies.origin)
+        read = tokenise(tokenizer, rows, recipe.task, task.label_names)
+        inputs.augmented = replace(read, counts={**copies.counts, **read.counts})
+        inputs.copied_from = copies.origin
+        _check_budgets(augmented, inputs)
     return inputs
+
+
+def augment(recipe: Recipe, task: TaskData, say: Callable[[str], None]) -> Augmented:
+    """The task's rows of train and their copies, from the cache or made now; see `load_augmented`."""
+    runtime = Runtime.of(recipe)
+    return load_augmented(
+        recipe.task, task.rows, task.label_names, recipe.teacher.path, recipe.cache_dir, recipe.seed,
+        device=runtime.device, dtype=runtime.teacher_dtype or runtime.dtype, say=say,
+    )  # fmt: skip
+
+
+def _check_budgets(stages: dict[str, Stage], inputs: Inputs) -> None:
+    """Every sequence of a stage's text must fit into its batches."""
+    for name, stage in stages.items():
+        with _named(name):
+            inputs.loader(stage, seed=0).plan(epoch=0)
 
 
 def _digest(*encoders: Encoder) -> bytes:

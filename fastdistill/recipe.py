@@ -84,6 +84,38 @@ class Corpus:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """How the task's training text is multiplied for stages with `data: augmented` (TinyBERT, arXiv 1909.10351).
+
+    Words are replaced that are letters alone and no stop words; Chinese characters count as words.
+
+    Args:
+        copies: copies drawn of every row; default by task.name as published for GLUE (10 to 30), else 20.
+        probability: with which each word of a copy is replaced.
+        candidates: words that a replacement is drawn from.
+        model: masked language model, a folder or Hub id, for words that are one token of its vocabulary; default
+            teacher.path where that has a masked-LM head.
+        vectors: GloVe text file (or compressed): its nearest words replace those of several tokens, and where there
+            is no model all words.
+        show_original: the model reads the unmasked text behind the masked one, as published, so that candidates stay
+            near to the word; without it twice as fast.
+        max_length: tokens that the model reads at once; of a longer text those around the word.
+        tokens_per_batch: most tokens in a batch of the model.
+        paper_pairs: of pairs, every second text goes with the last copy of the first, as in the published program.
+    """
+
+    copies: int | None = None
+    probability: float = 0.4
+    candidates: int = 15
+    model: str | None = None
+    vectors: str | None = None
+    show_original: bool = True
+    max_length: int = 128
+    tokens_per_batch: int = 8192
+    paper_pairs: bool = False
+
+
+@dataclass(frozen=True)
 class Task:
     """Labelled text of the task.
 
@@ -108,6 +140,7 @@ class Task:
         doc_stride: tokens that neighbouring windows of a context share (span), default a quarter of max_length.
         validation_size: rows set aside from train for choices, where the data has no split left for that.
         test_size: rows set aside from train for the reported figures, where the data has no split for that.
+        augment: how the rows of train are multiplied, for stages with `data: augmented`.
     """
 
     path: str | None = None
@@ -124,6 +157,7 @@ class Task:
     doc_stride: int | None = None
     validation_size: int = 500
     test_size: int = 1000
+    augment: Augment = field(default_factory=Augment)
 
 
 @dataclass(frozen=True)
@@ -197,7 +231,8 @@ class Stage:
 
     Args:
         teacher: which teacher; none for training on gold labels alone.
-        data: which text; masked is general text of which 15 % of the tokens are to be predicted.
+        data: which text; masked is general text of which 15 % of the tokens are to be predicted; augmented is the
+            task's, with copies in which words are replaced (task.augment).
         losses: weighted loss terms.
         epochs: passes over the data; exclusive with steps.
         steps: optimiser steps; exclusive with epochs.
@@ -212,7 +247,7 @@ class Stage:
     """
 
     teacher: Literal["pretrained", "finetuned", "none"] = "finetuned"
-    data: Literal["general", "masked", "task"] = "task"
+    data: Literal["general", "masked", "task", "augmented"] = "task"
     losses: Losses = field(default_factory=Losses)
     epochs: float | None = None
     steps: int | None = None

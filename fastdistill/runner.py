@@ -166,7 +166,7 @@ class Runner:
     def train_control(self) -> None:
         """The initial student on gold labels alone, for as many steps as the stages on task data took."""
         stage, folder = self.recipe.control, self.space.control
-        steps = sum(r["steps"] for r in report.results(self.recipe, self.space) if r["data"] == "task")
+        steps = sum(r["steps"] for r in report.results(self.recipe, self.space) if r["data"] in ("task", "augmented"))
         if ranks.agree(folder.exists) or stage.skip or self.inputs.task is None or not steps:
             return
         student = self._load_student(self.space.stage("init"), stage)

@@ -25,6 +25,9 @@ INDIFFERENT = (
     "teacher.path",
     "general.path",
     "task.path",
+    "task.augment.model",
+    "task.augment.vectors",
+    "task.augment.tokens_per_batch",
     "verify_cache",
     "logging_steps",
     "save_steps",
@@ -115,16 +118,9 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
             )
 
     doomed = _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage)
-    teacher = recipe.teacher
-    inputs = (
-        teacher.path,
-        teacher.finetuned,
-        *teacher.others,
-        recipe.student.path,
-        recipe.general.path,
-        recipe.task.path,
-    )
-    for path in inputs:
+    teacher, augment = recipe.teacher, recipe.task.augment
+    teachers = (teacher.path, teacher.finetuned, *teacher.others, augment.model)
+    for path in (*teachers, recipe.student.path, recipe.general.path, recipe.task.path, augment.vectors):
         if path and any(Path(path).expanduser().resolve().is_relative_to(folder.resolve()) for folder in doomed):
             raise ValueError(
                 f"{path} lies in what this run would delete: copy it elsewhere, or choose another --output_dir"

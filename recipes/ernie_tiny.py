@@ -9,6 +9,9 @@ ged       general-enhanced distillation: fine-tuned teacher
 tad       task-adaptive distillation: task text
 tsd       task-specific distillation: latent losses, soft labels and hard labels
 control   the same student on gold labels alone
+
+With `--tad.data augmented --tsd.data augmented` the task stages also learn from copies of its rows in which words are
+replaced (`--task.augment.vectors glove.6B.300d.txt`; see --help for the rest).
 """
 
 from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher, main

@@ -162,6 +162,30 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
         lambda r, t: replace(r, teacher=replace(r.teacher, path=str(configured(t, num_attention_heads=5)))),
         ("configured cannot be loaded", "5"),
     ),
+    "augmented text without a source of words": (
+        lambda r, t: with_stage(r, "tad", data="augmented"),
+        ("has no head that predicts masked words", "--task.augment.model", "--task.augment.vectors"),
+    ),
+    "augmented text without vectors": (
+        lambda r, t: with_augment(r, vectors=str(t / "gone.txt")),
+        ("task.augment.vectors", "gone.txt"),
+    ),
+    "augmented text of a model without head": (
+        lambda r, t: with_augment(r, model=r.teacher.path),
+        ("has no head that predicts masked words",),
+    ),
+    "augmented text without a task": (
+        lambda r, t: replace(
+            with_augment(r), task=replace(r.task, path=None), teacher=replace(r.teacher, finetuned=r.teacher.path)
+        ),
+        ("stage tad reads task data", "--task.path"),
+    ),
+    "no copies": (lambda r, t: with_augment(r, copies=0), ("task.augment.copies is 0",)),
+    "words replaced always and more": (
+        lambda r, t: with_augment(r, probability=1.5),
+        ("task.augment.probability is 1.5",),
+    ),
+    "no candidates": (lambda r, t: with_augment(r, candidates=0), ("task.augment.candidates is 0",)),
     "an empty path": (lambda r, t: replace(r, task=replace(r.task, path="")), ("task.path is empty",)),
     "a metric that there is not": (
         lambda r, t: replace(r, task=replace(r.task, metric="auc")),  # type: ignore[arg-type]
@@ -274,3 +298,9 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
 
 def with_optim(recipe: Recipe, name: str, **changes: object) -> Recipe:
     return with_stage(recipe, name, optim=replace(recipe.stages[name].optim, **changes))  # type: ignore[arg-type]
+
+
+def with_augment(recipe: Recipe, **changes: object) -> Recipe:
+    """`recipe` with augmented text in stage tad."""
+    augment = replace(recipe.task.augment, **changes)  # type: ignore[arg-type]
+    return replace(with_stage(recipe, "tad", data="augmented"), task=replace(recipe.task, augment=augment))

@@ -8,21 +8,38 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Stage, Student, Task, Teacher
 
 WORDS = "the a film was is it very not too good great fine bad dull poor plot cast end scene one two three".split()
+PIECES = [*WORDS, *"[unused1] . , ! ' movie actor story song ##s ##ly ##ing 2 好 坏 新 旧 电 影 戏".split()]
 POSITIVE, NEGATIVE = {"good", "great", "fine"}, {"bad", "dull", "poor"}
 
 
 def make_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
     """BERT's template ([CLS] text [SEP] pair [SEP], token types 0 and 1) over whole lower-cased words."""
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel(_vocabulary(words), unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return _as_bert(tokenizer)
+
+
+def make_wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+    """BERT's own way: pieces of words, marks and Chinese characters by themselves."""
+    tokenizer = Tokenizer(models.WordPiece(_vocabulary(PIECES), unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return _as_bert(tokenizer)
+
+
+def _vocabulary(words: list[str]) -> dict[str, int]:
+    return {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+
+
+def _as_bert(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
@@ -54,6 +71,26 @@ def make_teacher(folder: Path, *, head: bool = False, **shape: int) -> Path:
     (BertForSequenceClassification if head else BertModel)(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def make_masked_lm(folder: Path) -> Path:
+    """A small random BERT with a masked-LM head, of decided opinions."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(PIECES) + 5, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64, initializer_range=0.5,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder)
+    make_wordpiece_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_vectors(path: Path, words: list[str], size: int = 4) -> Path:
+    """A GloVe file of random directions."""
+    draw = random.Random(0)
+    lines = (" ".join([word, *(f"{draw.uniform(-1, 1):.4f}" for _ in range(size))]) for word in words)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
 
 
 def make_texts(count: int, seed: int) -> list[tuple[str, str]]:

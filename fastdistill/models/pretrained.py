@@ -94,8 +94,8 @@ def load_headed(path: str | Path, kind: HeadKind, num_labels: int | None = None)
     model, missing = _from_pretrained(AUTO[kind], path)
     if missing and kind == "masked":
         raise ValueError(
-            f"{path} has no head that predicts masked words, the folder lacks {missing[:3]}: name a teacher that was "
-            "saved with the head of its pretraining, or leave out the losses on masked text"
+            f"{path} has no head that predicts masked words (it lacks {missing[:3]} …): name a model that was saved "
+            "with the head of its pretraining, or leave out what needs it"
         )
     if missing:
         raise ValueError(
