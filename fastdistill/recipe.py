@@ -95,8 +95,8 @@ class Augment:
         candidates: words that a replacement is drawn from.
         model: masked language model, a folder or Hub id, for words that are one token of its vocabulary; default
             teacher.path where that has a masked-LM head.
-        vectors: GloVe text file (or compressed): its nearest words replace those of several tokens, and where there
-            is no model all words.
+        vectors: GloVe text file (or compressed), of which the first 100,000 words count: the nearest of them replace
+            words of several tokens, and where there is no model all words.
         show_original: the model reads the unmasked text behind the masked one, as published, so that candidates stay
             near to the word; without it twice as fast.
         max_length: tokens that the model reads at once; of a longer text those around the word.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastdistill.data.source import COMPRESSIONS
 from fastdistill.data.words import is_character
 
+MOST_WORDS = 100_000  # as published: files begin with the most frequent words, and end with rare and misspelt ones
 WORDS_AT_ONCE = 256
 
 
@@ -58,7 +60,9 @@ class Vectors:
 
 
 def read_vectors(path: Path) -> Vectors:
-    """The words of a GloVe text file that are letters alone; a first line with its sizes (word2vec) is passed over.
+    """Of the first MOST_WORDS words of a GloVe text file those that are letters alone.
+
+    A first line with the file's sizes, as word2vec writes it, is passed over.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -68,7 +72,7 @@ def read_vectors(path: Path) -> Vectors:
     numbers: list[np.ndarray] = []
     try:
         with COMPRESSIONS.get(path.suffix, open)(path, "rt", encoding="utf-8") as stream:
-            for word, vector in _lines(path, stream):
+            for word, vector in islice(_lines(path, stream), MOST_WORDS):
                 if word.isalpha() and word not in words:
                     words[word] = None
                     numbers.append(vector)

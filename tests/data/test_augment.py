@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fastdistill.data import augment as augment_module
 from fastdistill.data import candidates as candidates_module
@@ -179,16 +181,19 @@ def test_a_second_call_reads_what_was_made(model: str, vectors: str, tmp_path: P
     assert len(asked) == 5, "what decides the copies decides the folder"
 
 
-def test_what_is_torn_is_made_again(model: str, vectors: str, tmp_path: Path, asked: list[int]) -> None:
+def test_what_is_torn_is_made_again(
+    model: str, vectors: str, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment_module, "ROWS_PER_SHARD", 5)
     made = make(model, vectors, tmp_path)
-    (shard,) = made.folder.glob("*.parquet")
+    _, shard = sorted(made.folder.glob("*.parquet"))
     content = shard.read_bytes()
     for damage in (content[:-100], None):
         shard.write_bytes(damage) if damage else shard.unlink()
         assert by_row(make(model, vectors, tmp_path)) == by_row(made)
     (made.folder / "report.json").write_text("{")
     assert by_row(make(model, vectors, tmp_path)) == by_row(made)
-    assert len(asked) == 4
+    assert len(asked) == 8
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -254,3 +259,13 @@ def test_the_cache_is_of_the_content_of_the_vectors(vectors: str, tmp_path: Path
     assert same.folder == first.folder
     moved.write_text(moved.read_text().replace("good ", "well "))
     assert make(None, str(moved), tmp_path).folder != first.folder
+
+
+def test_the_cache_is_of_the_content_of_the_model(model: str, tmp_path: Path) -> None:
+    moved = shutil.copytree(model, tmp_path / "moved")
+    first, same = make(model, None, tmp_path), make(str(moved), None, tmp_path)
+    assert same.folder == first.folder
+    weights = load_file(moved / "model.safetensors")
+    weights["cls.predictions.transform.dense.weight"][0, 0] += 1
+    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    assert make(str(moved), None, tmp_path).folder != first.folder

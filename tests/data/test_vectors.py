@@ -67,6 +67,11 @@ def test_compressed_files_headers_and_words_with_spaces(tmp_path: Path) -> None:
     assert read_vectors(path).words == ["good", "Good", "great", "fine", "dull", "bad", "好", "坏", "新"]
 
 
+def test_only_the_first_words_count(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdistill.data.vectors.MOST_WORDS", 8)
+    assert read_vectors(file).words == ["good", "Good", "great", "fine", "dull", "bad"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
