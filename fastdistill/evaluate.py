@@ -118,14 +118,23 @@ def _outputs(encoder: Encoder, data: Sequences, device: torch.device, *, feature
 
 @torch.inference_mode()
 def latency_ms(
-    models: Mapping[str, PreTrainedModel], *, batch_size: int = 8, length: int = 64, rounds: int = 30
+    models: Mapping[str, PreTrainedModel],
+    *,
+    batch_size: int = 8,
+    length: int = 64,
+    rounds: int = 30,
+    seconds: float = 10,
 ) -> dict[str, float]:
     """Median milliseconds of a forward on the CPU in fp32, as a user of plain transformers would run it.
 
-    The models take turns in every round, so that a busy machine slows all of them alike.
+    The models take turns in every round, so that a busy machine slows all of them alike. Rounds end after `seconds`,
+    but not before there are five.
     """
+    begin = time.perf_counter()
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 3):  # the first three warm up
+        if number >= 8 and time.perf_counter() - begin > seconds:
+            break
         for name, model in models.items():
             vocabulary = model.config.vocab_size
             ids = torch.randint(0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(number))

@@ -80,3 +80,13 @@ def test_latency_tells_a_large_model_from_a_small_one(tmp_path: Path) -> None:
     models = {name: AutoModelForSequenceClassification.from_pretrained(path) for name, path in folders.items()}
     times = latency_ms(models, rounds=5)
     assert times["large"] > times["small"] > 0
+
+
+def test_latency_of_slow_models_takes_fewer_rounds(tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(make_teacher(tmp_path / "model"))
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    latency_ms({"model": model}, rounds=30, seconds=0)
+    assert len(calls) == 3 + 5
+    latency_ms({"model": model}, rounds=10, seconds=1e9)
+    assert len(calls) == 3 + 5 + 3 + 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_a_method_from_shared_general_stages_is_the_method_run_whole(done: Path,
         data=data, models=tmp_path, output_dir=tmp_path / "out", cache_dir=tmp_path / "cache",
     )  # fmt: skip
     teacher = Teacher(path=recipe.teacher.path, finetuned=str(found["teacher/reviews"]["folder"] / "model"))
-    report = run(recipe.__class__(**{**vars(recipe), "teacher": teacher}))
+    report = run(replace(recipe, teacher=teacher))
     in_parts = [*found["general/2x12/1"]["stages"], *found["tiny/2x12/reviews/1"]["stages"]]
     assert [s["losses"] for s in report["stages"]] == [s["losses"] for s in in_parts]
     assert report["student"]["score"] == found["tiny/2x12/reviews/1"]["score"]
@@ -223,6 +224,8 @@ def test_time_is_kept(done: Path, data: Path, tmp_path: Path, capsys: pytest.Cap
     seconds = {name: result["seconds"] for name, result in results(done).items()}
     work = Work(done / "work" / "tiny")
     assert work.expected_seconds(runs["tiny/2x12/stars/1"]) == seconds["tiny/2x12/stars/1"]
+    unknown = replace(runs["tiny/2x12/stars/1"], row="new")
+    assert work.expected_seconds(unknown) == max(seconds[f"{row}/2x12/stars/1"] for row in ("tiny", "control"))
     assert Work(tmp_path / "none").expected_seconds(runs["tiny/2x12/stars/1"]) == 0
 
 
