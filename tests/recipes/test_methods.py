@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fastdistill import Recipe, Student, Teacher, run
-from tests.tiny import make_teacher, shorten, tiny_recipe
+from fastdistill.recipe import Augment
+from tests.tiny import make_masked_lm, make_teacher, shorten, tiny_recipe
 
 replace = dataclasses.replace
 
@@ -25,7 +26,13 @@ def miniature(name: str, world: Path, out: Path) -> Recipe:
     }
     small = tiny_recipe(world, out)
     student = Student(num_hidden_layers=3, hidden_size=12, init_layers=full.student.init_layers)
-    return replace(small, stages=stages, student=student, finetune=shorten(full.finetune, 2))
+    teacher, task = small.teacher, small.task
+    if name in ("distilbert", "tinybert"):  # they ask the teacher about masked words
+        teacher = Teacher(path=str(make_masked_lm(out.parent / "masked_lm")))
+        task = replace(task, augment=Augment(copies=2, probability=0.5))
+    return replace(
+        small, stages=stages, student=student, teacher=teacher, task=task, finetune=shorten(full.finetune, 2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,8 @@ def miniature(name: str, world: Path, out: Path) -> Recipe:
         ("patient_kd", [{"soft", "hard", "patience"}]),
         ("minilm", [{"relation"}, {"hard"}]),
         ("minilm_v2", [{"relation"}, {"hard"}]),
+        ("distilbert", [{"soft", "hard", "cosine"}, {"hard"}]),
+        ("tinybert", [{"attention", "hidden", "embedding"}, {"attention", "hidden", "embedding"}, {"soft"}]),
     ],
 )
 def test_terms_of_every_stage(name: str, terms: list[set[str]], world: Path, tmp_path: Path) -> None:
