@@ -109,11 +109,11 @@ def ranked(y: np.ndarray, groups: np.ndarray) -> Gold:
 
 
 def test_ranks_by_hand() -> None:
-    y, groups = np.array([0, 1, 1, 0, 1, 0, 0]), np.array(["a", "a", "a", "b", "b", "c", "c"])
+    y, groups = np.array([0, 1, 1, 1, 0, 0, 0]), np.array(["a", "a", "a", "b", "b", "c", "c"])
     odds = np.array([3.0, 2.0, 1.0, 0.5, 0.5, 1.0, 2.0])  # a: 2nd and 3rd; b: tied, so 2nd; c: none is right
     assert score("mrr", odds, ranked(y, groups)) == pytest.approx((1 / 2 + 1 / 2) / 2)
     assert score("map", odds, ranked(y, groups)) == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1 / 2) / 2)
-    assert score("accuracy", odds, ranked(y, groups)) == 3 / 7
+    assert score("accuracy", odds, ranked(y, groups)) == 3 / 7  # all odds are above 0: class 1
 
 
 @pytest.mark.parametrize("seed", SEEDS)
