@@ -138,8 +138,9 @@ class Task:
         label_names: class names by index; default those of the data set.
         max_length: tokens per example, default 128; longer ones are truncated and counted, contexts cut into windows.
         doc_stride: tokens that neighbouring windows of a context share (span), default a quarter of max_length.
-        validation_size: rows set aside from train for choices, where the data has no split left for that.
-        test_size: rows set aside from train for the reported figures, where the data has no split for that.
+        validation_size: rows set aside from train for choices, where the data has no split left for that; default 500.
+        test_size: rows set aside from train for the reported figures, where the data has no split for that; default
+            1,000.
         augment: how the rows of train are multiplied, for stages with `data: augmented`.
     """
 
@@ -155,8 +156,8 @@ class Task:
     label_names: tuple[str, ...] | None = None
     max_length: int | None = None
     doc_stride: int | None = None
-    validation_size: int = 500
-    test_size: int = 1000
+    validation_size: int | None = None
+    test_size: int | None = None
     augment: Augment = field(default_factory=Augment)
 
 

@@ -52,7 +52,7 @@ TASKS: dict[str, Task] = {
     ),
     "wnli": Task(
         path=GLUE, configuration="wnli", text="sentence1", pair="sentence2", label="label", kind="classification",
-        metric="accuracy", label_names=("not_entailment", "entailment"),
+        metric="accuracy", label_names=("not_entailment", "entailment"), validation_size=100,
     ),
     "squad": SQUAD,
     "squad_v2": SQUAD_V2,

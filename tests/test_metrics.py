@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+import seqeval.metrics
 import sklearn.metrics
+from seqeval.metrics.sequence_labeling import get_entities
 
 from fastdistill.data.gold import Gold
 from fastdistill.metrics import MEASURES, entities, metrics_of, normalized, score, scores
@@ -107,11 +109,11 @@ def ranked(y: np.ndarray, groups: np.ndarray) -> Gold:
 
 
 def test_ranks_by_hand() -> None:
-    y, groups = np.array([0, 1, 1, 0, 1, 0, 0]), np.array(["a", "a", "a", "b", "b", "c", "c"])
+    y, groups = np.array([0, 1, 1, 1, 0, 0, 0]), np.array(["a", "a", "a", "b", "b", "c", "c"])
     odds = np.array([3.0, 2.0, 1.0, 0.5, 0.5, 1.0, 2.0])  # a: 2nd and 3rd; b: tied, so 2nd; c: none is right
     assert score("mrr", odds, ranked(y, groups)) == pytest.approx((1 / 2 + 1 / 2) / 2)
     assert score("map", odds, ranked(y, groups)) == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1 / 2) / 2)
-    assert score("accuracy", odds, ranked(y, groups)) == 3 / 7
+    assert score("accuracy", odds, ranked(y, groups)) == 3 / 7  # all odds are above 0: class 1
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -180,3 +182,23 @@ def test_every_metric_gives_one_to_what_is_right_and_scores_rows_alone(kind: str
     twice = {"tagging": [0, 0], "span": [1, 0, 1]}.get(kind, [0, 1, 2, 2])
     again = [predictions[row] for row in twice] if isinstance(predictions, list) else predictions[twice]
     assert scores(names, again, gold.take(np.array(twice))) == pytest.approx(dict.fromkeys(names, 1.0))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_entities_as_seqeval_counts_them(seed: int) -> None:
+    """Also in sequences that are no IOB2: an entity may begin with I."""
+    draw, tags = np.random.default_rng(seed), (*IOB, "B-A-B", "I-A-B")
+    gold, predictions = [], []
+    for length in draw.integers(1, 15, 40):
+        gold.append([tags[i] for i in draw.integers(0, 7, length)])
+        predictions.append([tag if draw.random() < 0.6 else tags[draw.integers(0, 7)] for tag in gold[-1]])
+    assert [entities(own) for own in gold] == [set(get_entities(own)) for own in gold]
+    found = scores(tuple(MEASURES["tagging"]), predictions, Gold("tagging", gold, tags))
+    assert found == pytest.approx(
+        {
+            "entity_f1": seqeval.metrics.f1_score(gold, predictions),
+            "entity_precision": seqeval.metrics.precision_score(gold, predictions),
+            "entity_recall": seqeval.metrics.recall_score(gold, predictions),
+            "accuracy": seqeval.metrics.accuracy_score(gold, predictions),
+        }
+    )

@@ -21,7 +21,7 @@ PAIRS = (
 TEXTS = ("text", "sentence", "tokens")
 LABELS = ("label", "labels")
 TAGS = ("ner_tags", "tags")
-MAX_LENGTH = 128
+SIZES: dict[str, Any] = {"max_length": 128, "validation_size": 500, "test_size": 1000}
 
 
 def complete(task: Task) -> tuple[Task, str | None]:
@@ -34,7 +34,7 @@ def complete(task: Task) -> tuple[Task, str | None]:
         ValueError: the name is unknown and there is no path; the columns can be read in several ways, or in none.
     """
     task = _defined(task)
-    task = replace(task, max_length=MAX_LENGTH if task.max_length is None else task.max_length)
+    task = replace(task, **{option: size for option, size in SIZES.items() if getattr(task, option) is None})
     if task.path is None and task.name is None:
         return replace(task, kind=task.kind or "classification"), None
     said = None

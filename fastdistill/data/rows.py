@@ -188,6 +188,8 @@ def divide(train: Rows, validation: Rows | None, test: Rows | None, task: Task, 
     Raises:
         ValueError: there are too few rows to set aside.
     """
+    assert task.validation_size is not None
+    assert task.test_size is not None
     rng = np.random.default_rng(seed)
     if test is None and validation is not None:
         validation, test = None, validation

@@ -82,7 +82,9 @@ def test_given_options_stay_and_settle_doubts(tmp_path: Path) -> None:
 def test_a_name_defines_a_task_and_options_win() -> None:
     task, said = complete(Task(name="mrpc", metric="accuracy"))
     assert said is None
-    assert task == replace(TASKS["mrpc"], name="mrpc", metric="accuracy", max_length=128)
+    sizes = {"max_length": 128, "validation_size": 500, "test_size": 1000}
+    assert task == replace(TASKS["mrpc"], name="mrpc", metric="accuracy", **sizes)
+    assert complete(Task(name="wnli"))[0].validation_size == 100
     assert complete(Task(name="squad"))[0].doc_stride == 128
     local, _ = complete(Task(name="mnli", path="here"))
     assert (local.path, local.text, local.configuration) == ("here", "premise", None)

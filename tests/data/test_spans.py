@@ -99,7 +99,7 @@ def test_the_best_answer_of_all_windows_is_chosen(tokenizer: PreTrainedTokenizer
     sequences, windows = cut(tokenizer, [answer(2, 3), answer(0, 0)])
     scores = {
         (0, 6): (4.0, 0.0), (0, 8): (0.0, 3.0),  # row 0, window 0: words 1 to 3
-        (1, 5): (9.0, -5.0), (1, 2): (-5.0, 9.0),  # ends before it starts, and in the question
+        (1, 7): (9.0, -5.0), (1, 5): (-5.0, 9.0), (1, 2): (-5.0, 9.0),  # ends before it starts, or in the question
         (6, 5): (6.0, 6.0),  # row 1, its third window
         (7, 0): (50.0, 50.0),  # [CLS], but no question lacks an answer here
     }  # fmt: skip
@@ -111,7 +111,7 @@ def test_no_answer_where_every_window_says_so(tokenizer: PreTrainedTokenizerFast
     sequences, windows = cut(tokenizer, [(), answer(0, 0)])
     best = {(0, 6): (2.0, 2.0), (4, 6): (2.0, 2.0)}
     sure = {(window, 0): (3.0, 3.0) for window in range(4)}
-    unsure = {(window, 0): (3.0, 3.0) for window in range(4, 7)}  # the last window of row 1 says -10
+    unsure = {(window, 0): (3.0, 3.0) for window in (4, 6, 7)}  # the second window of row 1 says -10
     assert choose_answers(logits(sequences, best | sure | unsure), windows) == ["", "film"]
 
 
