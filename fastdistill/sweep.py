@@ -109,7 +109,7 @@ def _nested(values: Values) -> Values:
 
 
 def _needs_teacher(recipe: Recipe) -> bool:
-    return recipe.task.path is not None and not recipe.finetune.skip
+    return (recipe.task.path or recipe.task.name) is not None and not recipe.finetune.skip
 
 
 def _check(recipe: Recipe, root: Path, variants: list[tuple[Values, Recipe]]) -> None:

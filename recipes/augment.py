@@ -1,7 +1,7 @@
 """TinyBERT's data augmentation by itself: a task's training rows and their copies, as a folder of parquet files.
 
-    python -m recipes.augment --teacher.path bert-base-uncased --task.path nyu-mll/glue --task.name sst2 \
-        --task.text sentence --task.augment.vectors glove.6B.300d.txt --output_dir sst2_augmented
+    python -m recipes.augment --teacher.path bert-base-uncased --task.name sst2 \
+        --task.augment.vectors glove.6B.300d.txt --output_dir sst2_augmented
 
 Runs whose stages have `data: augmented` make the same by themselves, and keep it in the same cache.
 """

@@ -1,7 +1,7 @@
 """DistilBERT: masked words, the teacher's distribution over them and the direction of its states; then the task.
 
     python -m recipes.distilbert --teacher.path bert-base-uncased --general.path "wiki/*.txt" \
-        --task.path nyu-mll/glue --task.name sst2 --task.text sentence --output_dir out
+        --task.name sst2 --output_dir out
 
 Sanh et al., arXiv 1910.01108: 5 KL (temperature 2) + 2 masked language modelling + 1 cosine of the last hidden states.
 The teacher needs its head for masked words. Of one that lost it, states alone can be learnt:

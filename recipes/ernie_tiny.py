@@ -1,7 +1,7 @@
 """ERNIE-Tiny: distil a teacher in four stages, changing one of {teacher, data, objective} at a time.
 
     python -m recipes.ernie_tiny --teacher.path bert-base-uncased --student.preset tinybert4 \
-        --general.path "wiki/*.txt" --task.path nyu-mll/glue --task.name sst2 --task.text sentence --output_dir out
+        --general.path "wiki/*.txt" --task.name sst2 --output_dir out
 
 finetune  the teacher learns the task (left out when --teacher.finetuned names one that has)
 gd        general distillation: pretrained teacher, general text, latent losses

@@ -1,7 +1,7 @@
 """Fine-tuning without distillation: a pretrained encoder, or a student made of its weights, on gold labels alone.
 
     python -m recipes.finetune --teacher.path bert-base-uncased \
-        --task.path nyu-mll/glue --task.name sst2 --task.text sentence --output_dir out
+        --task.name sst2 --output_dir out
 
 gold      hard labels, from the encoder's own weights, whole or in the shape that --student asks for
 

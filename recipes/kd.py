@@ -1,7 +1,7 @@
 """Plain knowledge distillation: the teacher's soft labels and the gold labels, on task text (Hinton et al., 2015).
 
     python -m recipes.kd --teacher.path bert-base-uncased --student.num_hidden_layers 6 \
-        --task.path nyu-mll/glue --task.name rte --task.text sentence1 --task.pair sentence2 --output_dir out
+        --task.name rte --output_dir out
 
 finetune  the teacher learns the task (left out when --teacher.finetuned names one that has)
 kd        soft labels at temperature 2, and gold labels; the student starts from the teacher's first layers

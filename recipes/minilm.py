@@ -1,7 +1,7 @@
 """MiniLM: attention and value relations of the last layer, on general text; then the task on gold labels.
 
     python -m recipes.minilm --teacher.path bert-base-uncased --general.path "wiki/*.txt" \
-        --task.path nyu-mll/glue --task.name sst2 --task.text sentence --output_dir out
+        --task.name sst2 --output_dir out
 
 Wang et al., arXiv 2002.10957. Heads are compared one to one, so that the student has as many as the teacher; any other
 number of them: recipes.minilm_v2.

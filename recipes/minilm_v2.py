@@ -1,7 +1,7 @@
 """MiniLMv2: query, key and value relations of one layer, on general text; then the task on gold labels.
 
     python -m recipes.minilm_v2 --teacher.path bert-base-uncased --general.path "wiki/*.txt" \
-        --task.path nyu-mll/glue --task.name sst2 --task.text sentence --output_dir out
+        --task.name sst2 --output_dir out
 
 Wang et al., arXiv 2012.15828. Both models' heads are re-split into 48 relation heads, so that their own numbers may
 differ; 48 must divide both widths (--minilm_v2.losses.relation_heads). Of a teacher of 24 layers the paper takes an

@@ -1,7 +1,7 @@
 """Patient knowledge distillation: the student also follows the teacher's [CLS] states, layer by layer.
 
     python -m recipes.patient_kd --teacher.path bert-base-uncased --pkd.layer_map skip \
-        --task.path nyu-mll/glue --task.name rte --task.text sentence1 --task.pair sentence2 --output_dir out
+        --task.name rte --output_dir out
 
 PKD-Skip follows teacher layers 2, 4, 6, 8, 10, PKD-Last (--pkd.layer_map last) layers 7 to 11. The paper (Sun et al.,
 arXiv 1908.09355, section 4.2) chooses by the score on the development set among these, the loss being

@@ -1,8 +1,7 @@
 """TinyBERT: general distillation, then two stages on augmented task text: inner layers first, predictions after.
 
     python -m recipes.tinybert --teacher.path bert-base-uncased --student.preset tinybert4 \
-        --general.path "wiki/*.txt" --task.path nyu-mll/glue --task.name mrpc --task.text sentence1 \
-        --task.pair sentence2 --task.augment.vectors glove.6B.300d.txt --output_dir out
+        --general.path "wiki/*.txt" --task.name mrpc --task.augment.vectors glove.6B.300d.txt --output_dir out
 
 Jiao et al., arXiv 1909.10351. TinyBERT6 is --student.preset tinybert6; other layer maps (the paper's top and bottom)
 --gd.layer_map top --intermediate.layer_map top. --paper_mode does what the published program does, where that differs

@@ -230,6 +230,8 @@ def placed(recipe: Recipe, *, data: Path, models: Path, output_dir: Path, cache_
     def below(folder: Path, path: str | None) -> str | None:
         return str(folder / path) if path and (folder == models or (folder / path).exists()) else path
 
+    augment = recipe.task.augment
+    augment = replace(augment, model=below(data, augment.model), vectors=below(data, augment.vectors))
     return replace(
         recipe,
         teacher=replace(
@@ -239,7 +241,7 @@ def placed(recipe: Recipe, *, data: Path, models: Path, output_dir: Path, cache_
         ),
         student=replace(recipe.student, path=below(models, recipe.student.path)),
         general=replace(recipe.general, path=below(data, recipe.general.path)),
-        task=replace(recipe.task, path=below(data, recipe.task.path)),
+        task=replace(recipe.task, path=below(data, recipe.task.path), augment=augment),
         output_dir=str(output_dir),
         cache_dir=str(cache_dir),
     )
