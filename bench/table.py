@@ -69,9 +69,11 @@ def steps() -> str:
     for path in sorted((ROOT / "bench" / "results").glob("*/step_*.json")):
         measured = json.loads(path.read_text())
         work, machine = measured["workload"], measured["machine"]
-        if not lines:
+        title = f"{machine['device']}, torch {machine['torch']}, {work['teacher']} to {work['student']}:\n"
+        if title not in lines:
             lines += [
-                f"{machine['device']}, torch {machine['torch']}, {work['teacher']} to {work['student']}:\n",
+                *[""] * bool(lines),
+                title,
                 "| text | loop | tokens/s | times the first | ms a step | peak MiB | of the matrix rate |",
                 "|---|---|---:|---:|---:|---:|---:|",
             ]

@@ -130,6 +130,11 @@ def check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
         raise ValueError(f"stage {name}: {error}") from None
     if name in ("finetune", "control") and (stage.teacher, stage.data, set(active)) != ("none", "task", {"hard"}):
         raise ValueError(f"{name} trains on gold labels alone: leave its teacher, data and losses as they are")
+    if active.keys() & {"soft", "hard"} and stage.data == "general" and recipe.task.path is None:
+        raise ValueError(
+            f"stage {name} has losses on labels, which no task names: give --task.path, or set {name}.losses.soft and "
+            "hard to 0"
+        )
     if stage.keep == "best" and not active.keys() & {"soft", "hard"}:
         raise ValueError(f"{name}.keep is best, but a student without a head has no validation score: set it to last")
     if stage.data in GENERAL and recipe.general.path is None:

@@ -148,7 +148,7 @@ def _chosen(recipe: Recipe, parser: Parser, config: Namespace) -> tuple[Recipe, 
 def _instantiated(parser: Parser, config: Namespace) -> Namespace:
     """Every group of options as the dataclass that it is."""
     groups = {name.rpartition(".")[0] for name in list(parser.get_defaults().keys())} - {""}
-    for group in sorted(groups):
+    for group in sorted(group for group in groups if not group.endswith("init_args")):  # of an absent assistant
         if not isinstance(value := config.get(group), Namespace):
             parser.error(f"{group} is {value!r}: it is a group of options, give some of them under it or leave it out")
     return parser.instantiate(config)

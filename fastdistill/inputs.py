@@ -127,7 +127,12 @@ class Inputs:
                 return [Encoder.load(teacher.path, head="finetuned", kind=self.head(stage))]
             return [Encoder.load(teacher.path)]
         paths = (teacher.finetuned or finetuned, *teacher.others)
-        return [self.load_headed(path) if stage.losses.soft else Encoder.load(path) for path in paths]
+        if not stage.losses.soft:
+            return [Encoder.load(path) for path in paths]
+        first, *others = map(self.load_headed, paths)
+        for other in others:
+            other.order_labels(first.label_names, self.num_labels)
+        return [first, *others]
 
     def load_headed(self, path: str | Path) -> Encoder:
         """A model fine-tuned on the task, its classes in the task's order.
@@ -214,6 +219,8 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
                 said.append(
                     f"teacher: {path} has the classes in another order; its answers are put into the task's: {names}"
                 )
+        for other in others.values():
+            other.order_labels(finetuned.label_names if recipe.teacher.finetuned else None, inputs.num_labels)
     if augmented and task is not None:
         copies = augment(recipe, task, say)
         assert isinstance(task.rows.labels, np.ndarray), "check_augment refuses labels of single words"

@@ -179,9 +179,10 @@ class Losses:
             error for regression).
         soft_form: ce, or kl for the KL divergence, which has the same gradient and is 0 where the two agree; of classes
             and masked words.
-        soft_reduction: batchmean = mean over rows; mean = over rows and classes, as in the published TinyBERT program.
+        soft_reduction: batchmean = mean over rows; mean = over rows and classes, as in the published TinyBERT program;
+            of classes, tags and masked words.
         hard: the same with the gold labels, or with the words that were masked.
-        temperature: softening of the soft term.
+        temperature: softening of the soft term, but for regression.
         temperature_squared: multiply the soft term by the square of its temperature; its gradient then keeps its size.
         projection: one projection for all layers and the embedding (TinyBERT as published), or one for each; patience
             and cosine have none where student and teacher are equally wide.
@@ -276,7 +277,7 @@ class Recipe:
         stages: the distillation stages by name, in order; the name is also directory and command-line prefix.
         control: the same student trained on gold labels alone, for as many steps as the task stages took.
         output_dir: everything the run writes.
-        cache_dir: tokenised general text, shared by runs.
+        cache_dir: tokenised general text, augmented rows and what teachers said, shared by runs.
         seed: of initialisation, data order, dropout and splits.
         device: where to run; auto takes the GPU when there is one.
         precision: arithmetic of the matrix products; auto takes bf16 where the hardware has it.

@@ -226,7 +226,7 @@ of {latency["length"]} tokens in fp32 on {latency["threads"]} threads of {latenc
 
 {chr(10).join(stages)}
 
-A probe is a linear model fitted to the [CLS] states of a student that has no head yet.
+A probe is a linear model fitted to the last states ([CLS], or the labelled tokens) of a student that has no head yet.
 
 ![loss curves](losses.png)
 
@@ -245,7 +245,11 @@ Seed {report["seed"]}; {", ".join(f"{name} {number}" for name, number in report[
 def model_card(report: Report) -> str:
     """The README of the student folder."""
     recipe, latency = report["recipe"], report["latency"]
-    teacher = Path(recipe["teacher"]["finetuned"] or recipe["teacher"]["path"]).name
+    teacher = f"`{Path(recipe['teacher']['finetuned'] or recipe['teacher']['path']).name}`"
+    if recipe["assistant"] is not None:
+        teacher = "its teacher's assistant"
+    if others := recipe["teacher"]["others"]:
+        teacher += f" and {len(others)} more (its scores here are the first one's)"
     task = recipe["task"]["name"] or Path(recipe["task"]["path"] or "").name
     return f"""---
 library_name: transformers
@@ -254,7 +258,7 @@ tags: [distillation, fastdistill]
 
 # Distilled student
 
-A student of `{teacher}`, distilled with fastdistill
+A student of {teacher}, distilled with fastdistill
 {f"on `{task}`" if task else "on general text"} through the stages {", ".join(s["name"] for s in report["stages"])}.
 
 {summary(report)}

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastdistill import ranks, report
+from fastdistill import assistant, ranks, report
 from fastdistill.checkpoint import Checkpoints, Progress, publish, weights
 from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
@@ -36,7 +36,7 @@ from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_
 from fastdistill.models.pretrained import quiet
 from fastdistill.models.student import copy_head
 from fastdistill.models.teacher import Ensemble, Live
-from fastdistill.recipe import HeadKind, Recipe, Stage, Student, Teacher
+from fastdistill.recipe import HeadKind, Recipe, Stage
 from fastdistill.step import Runtime
 from fastdistill.teacher_cache import Cached, cached
 from fastdistill.workspace import Workspace, check_workspace, open_workspace
@@ -63,9 +63,13 @@ def run(
     ranks.join()
     ranks.first(lambda: check_values(recipe))
     if recipe.assistant is not None:
-        before, recipe = with_assistant(recipe, recipe.assistant)
-        run(before, resume=resume or from_stage is not None, overwrite=overwrite)
+        before, recipe = assistant.split(recipe, recipe.assistant)
     ranks.agree(lambda: check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage))
+    if recipe.assistant is not None and (
+        overwrite or not ranks.agree((Workspace.of(before).root / "report.json").exists)
+    ):
+        ranks.first(lambda: assistant.check(before, recipe))
+        run(before, resume=resume or from_stage is not None, overwrite=overwrite)
     runtime = ranks.first(lambda: Runtime.of(recipe))
     inputs = ranks.first(lambda: load_inputs(recipe))
     space = Workspace.of(recipe)
@@ -85,27 +89,12 @@ def run(
         return Runner(inputs.recipe, inputs, space, log, runtime).run()
 
 
-def with_assistant(recipe: Recipe, shape: Student) -> tuple[Recipe, Recipe]:
-    """The run that distils the teacher's assistant, and the one in which the assistant teaches the student."""
-    folder = Path(recipe.output_dir) / "assistant"
-    before = dataclasses.replace(
-        recipe,
-        student=shape,
-        assistant=None,
-        output_dir=str(folder),
-        control=dataclasses.replace(recipe.control, skip=True),
-    )
-    learnt = [name for name, stage in recipe.stages.items() if stage.teacher == "pretrained" and not stage.skip]
-    general = str(folder / "stages" / learnt[-1]) if learnt else None
-    headed = any(stage.losses.soft or stage.losses.hard for stage in recipe.stages.values() if not stage.skip)
-    if not headed:
-        raise ValueError("an assistant teaches with a head, which no stage of this recipe gives it: leave it out")
-    return before, dataclasses.replace(recipe, teacher=Teacher(path=general, finetuned=str(folder / "student")))
-
-
 def seed_of(seed: int, name: str) -> int:
     """The seed of a stage: other stages do not move it, so that a stage run alone is the same stage."""
     return zlib.crc32(f"{seed}/{name}".encode())
+
+
+WITHOUT_POOLER = ("masked", "tagging", "span")  # kinds of heads, under which a model is saved without
 
 
 @dataclass
@@ -182,6 +171,10 @@ class Runner:
         if needs is None:
             return Encoder.load(folder)
         student = self._load_headed(folder, "finetuned" if needs == has else "fresh", needs)
+        if has in WITHOUT_POOLER and needs not in WITHOUT_POOLER:  # as it was before the head over tokens
+            initial = load_file(self.space.stage("init") / "model.safetensors")
+            pooler = {name: weight for name, weight in initial.items() if name.startswith("pooler.")}
+            student.model.base_model.load_state_dict(pooler, strict=False)
         if needs == "masked" != has and teachers and teachers[0].kind == needs:
             copy_head(teachers[0], student)
         return student

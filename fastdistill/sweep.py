@@ -19,6 +19,8 @@ from fastdistill.runner import run
 from fastdistill.workspace import Workspace
 
 Values = dict[str, Any]
+# what all runs have in common: they learn from one teacher, and are compared on the same rows
+SHARED = ("teacher", "finetune", "control", "task", "seed", "output_dir", "assistant")
 
 
 def sweep(
@@ -116,10 +118,10 @@ def _check(recipe: Recipe, root: Path, variants: list[tuple[Values, Recipe]]) ->
     """Refuse, before the first run, what some run could not use."""
     for values, variant in variants:
         check_values(variant)
-        if touched := [
-            name for name in values if name.split(".")[0] in ("teacher", "finetune", "output_dir", "control")
-        ]:
+        if touched := [name for name in values if name.split(".")[0] in SHARED]:
             raise ValueError(f"sweep: {touched[0]} cannot vary, for the runs share it")
+        if variant.assistant is not None:
+            raise ValueError("a sweep has no assistants: distil the assistant first, and name it as the teacher")
         last = [stage for stage in variant.stages.values() if not stage.skip][-1:]
         if not last or last[0].keep != "best":
             raise ValueError("a sweep chooses by the score on the validation rows: the last stage must keep the best")
@@ -140,7 +142,7 @@ def _write(root: Path, names: list[str], rows: list[Values]) -> None:
             for row in rows
         ),
     ]
-    said = "" if control is None else f" The control has {100 * control:.2f} % there."
+    said = "" if control is None else f" The control of run 000 has {100 * control:.2f} % on the held-out rows."
     best = root / "runs" / rows[0]["run"] / "student"
     text = "\n".join([*lines, "", f"Best on the validation rows first; its student is {root / 'student'}.{said}", ""])
 

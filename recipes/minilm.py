@@ -3,8 +3,8 @@
     python -m recipes.minilm --teacher.path bert-base-uncased --general.path "wiki/*.txt" \
         --task.name sst2 --output_dir out
 
-Wang et al., arXiv 2002.10957. Heads are compared one to one, so that the student has as many as the teacher; any other
-number of them: recipes.minilm_v2.
+Wang et al., arXiv 2002.10957, compare heads one to one: the student has as many as the teacher, and
+--minilm.losses.relation_heads is their number (12). For other numbers there is recipes.minilm_v2.
 
 minilm    KL divergence of attention and of value relations, last layer to last layer
 tune      gold labels

@@ -70,7 +70,8 @@ def gold_for_regression(recipe: Recipe) -> Recipe:
     from fastdistill.data.columns import complete
 
     prediction = recipe.stages["prediction"]
-    if not prediction.teacher_dropout or complete(recipe.task)[0].kind != "regression":
+    published = prediction.losses == PAPER.stages["prediction"].losses
+    if not published or complete(recipe.task)[0].kind != "regression":
         return recipe
     losses = replace(prediction.losses, soft=0.0, hard=1.0)
     return replace(recipe, stages=recipe.stages | {"prediction": replace(prediction, losses=losses)})

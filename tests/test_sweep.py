@@ -72,6 +72,8 @@ def test_best_on_the_validation_rows_comes_first(world: Path, tmp_path: Path) ->
         ({"kd.keep": ["worst"]}, "sweep: .*kd.keep.*worst"),
         ({"kd.keep": ["last"]}, "the last stage must keep the best"),
         ({"teacher.path": ["a"]}, "teacher.path cannot vary"),
+        ({"seed": [1, 2]}, "seed cannot vary"),
+        ({"task.max_length": [8]}, "task.max_length cannot vary"),
     ],
 )
 def test_refused_before_the_first_run(grid: dict[str, Any], message: str, world: Path, tmp_path: Path) -> None:

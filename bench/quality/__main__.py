@@ -26,27 +26,27 @@ def do(jobs: list[Job], work: Work, data: Path, most_seconds: float) -> list[str
     """Do what of `jobs` is not done, one after the other; returns those that failed, or whose needs did."""
     from bench.quality.perform import perform
 
-    start, failed = time.monotonic(), []
+    start, failed = time.monotonic(), dict[str, str]()  # names, by folder
     todo = work.todo(jobs)
     for number, job in enumerate(todo, start=1):
         expected, passed = work.expected_seconds(job), time.monotonic() - start
         if passed + expected > most_seconds and number > 1:  # the first is begun anyway: it goes on the next time
             print(f"stopped before {job.name}: {passed:.0f} s have passed, and it takes some {expected:.0f} s")
             break
-        if lacking := [need.name for need in job.needs if need.name in failed]:
+        if lacking := [need.name for need in job.needs if need.folder in failed]:
             print(f"left out: {job.name}, for {', '.join(lacking)} failed")
-            failed.append(job.name)
+            failed[job.folder] = job.name
             continue
         print(f"\n[{number}/{len(todo)}] {job.name}" + (f", some {expected:.0f} s" if expected else ""), flush=True)
         try:
             result = perform(job, work, data)
         except (ValueError, OSError, FloatingPointError) as error:
             print(f"failed: {job.name}: {error}", file=sys.stderr)
-            failed.append(job.name)
+            failed[job.folder] = job.name
             continue
         scored = f", {result['metric']} {result['score']:.4f}" if "score" in result else ""
         print(f"{job.name}: {result['seconds']:.0f} s{scored}", flush=True)
-    return failed
+    return list(failed.values())
 
 
 def main(argv: list[str] | None = None) -> None:

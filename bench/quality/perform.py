@@ -132,7 +132,7 @@ def compact(predictions: Any, gold: Gold) -> dict[str, np.ndarray]:
         pairs = [(entities(p), entities(g)) for p, g in zip(predictions, gold.rows, strict=True)]
         counts = np.array([(len(p & g), len(p), len(g)) for p, g in pairs], np.int16)
         return {"predictions": counts, "labels": counts[:, 2]}
-    if gold.kind not in ("classification", "regression"):
-        raise ValueError(f"a {gold.kind} task has no bootstrap: leave it out")
+    if gold.kind not in ("classification", "regression") or gold.groups is not None:
+        raise ValueError(f"a {gold.kind} task{' of ranks' * (gold.groups is not None)} has no bootstrap: leave it out")
     small = np.float32 if gold.kind == "regression" else np.int16
     return {"predictions": predictions.astype(small), "labels": np.asarray(gold.rows).astype(small)}

@@ -61,6 +61,8 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         check_stride(tokenizer, task.max_length, task.doc_stride or 0)
     train_labels = read_column(train_source, task.label, "task.label")
     names = label_names(train_source, task, train_labels)
+    if task.group is not None and len(names or ()) != 2:
+        raise ValueError(f"task.group ranks rows that are right or wrong, this task has {len(names or ())} classes")
     train = read_rows(train_source, task, train_labels, names, "train")
     validations, tests = (
         {ending: rows for ending, source in found.items() if (rows := labelled_rows(source, task, names, origin))}

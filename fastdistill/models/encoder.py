@@ -109,6 +109,11 @@ class Encoder(nn.Module):
         assert not missing, missing
         return Encoder(model.train(self.training), kind)
 
+    @property
+    def label_names(self) -> list[str]:
+        """What its classes are called, by index."""
+        return [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
+
     @torch.no_grad()
     def order_labels(self, names: Sequence[str] | None, num_labels: int) -> bool:
         """Put the `num_labels` outputs of the head into the order of `names`; returns whether they had another.
@@ -124,7 +129,7 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"{config.name_or_path} was fine-tuned on {config.num_labels} labels, the task has {num_labels}"
             )
-        own = [str(name) for _, name in sorted((config.id2label or {}).items())]
+        own = self.label_names
         generic = [f"LABEL_{i}" for i in range(num_labels)]
         if names is None or list(names) in (own, generic) or own == generic or all(map(str.isdigit, names)):
             return False

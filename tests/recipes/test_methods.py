@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fastdistill import Recipe, Student, Teacher, run
 from fastdistill.recipe import Augment
@@ -133,3 +134,62 @@ def test_teachers_of_unlike_shapes_are_refused(world: Path, done: Path, tmp_path
     teacher = Teacher(path=str(world / "teacher"), finetuned=str(done / "teacher"), others=(other,))
     with pytest.raises(ValueError, match=r"one shape, but .*other has num_hidden_layers 3, the first 4"):
         run(replace(tiny_recipe(world, tmp_path / "out"), teacher=teacher))
+
+
+def test_assistant_is_checked_before_it_is_trained(world: Path, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=8))
+    with pytest.raises(ValueError, match="hidden_size 12 is larger than the teacher's 8"):
+        run(recipe)
+    narrow = replace(recipe, assistant=Student(num_hidden_layers=3))
+    tad = replace(narrow.stages["tad"], layer_map="1:4")
+    with pytest.raises(ValueError, match="pairs 1:4, but the student has 2 layers and the teacher 3"):
+        run(replace(narrow, stages=narrow.stages | {"tad": tad}))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        run(narrow)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_stage_may_be_run_again_below_a_finished_assistant(world: Path, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=16))
+    run(recipe)
+    made = (tmp_path / "out" / "assistant" / "report.json").stat().st_mtime_ns
+    hotter = replace(recipe.stages["tsd"], losses=replace(recipe.stages["tsd"].losses, temperature=4.0))
+    report = run(replace(recipe, stages=recipe.stages | {"tsd": hotter}), from_stage="tsd")
+    assert report["recipe"]["stages"]["tsd"]["losses"]["temperature"] == 4.0
+    assert (tmp_path / "out" / "assistant" / "report.json").stat().st_mtime_ns == made
+
+
+def test_pooler_outlives_a_stage_on_masked_words(world: Path, tmp_path: Path) -> None:
+    """A model with a head over tokens is saved without it."""
+    recipe = miniature("distilbert", world, tmp_path / "out")
+    tune = recipe.stages["tune"]
+    still = replace(tune, optim=replace(tune.optim, learning_rate=1e-12))
+    run(replace(recipe, stages=recipe.stages | {"tune": still}))
+    before, after = (
+        load_file(tmp_path / "out" / folder / "model.safetensors") for folder in ("stages/init", "student")
+    )
+    assert (before["pooler.dense.weight"] - after["bert.pooler.dense.weight"]).abs().max() < 1e-6
+    word = "embeddings.word_embeddings.weight"
+    assert (before[word] - after[f"bert.{word}"]).abs().max() > 1e-4
+
+
+def test_classes_of_several_teachers_are_put_into_one_order(world: Path, done: Path, tmp_path: Path) -> None:
+    """A teacher with its classes turned round says the same as before."""
+    model = AutoModelForSequenceClassification.from_pretrained(done / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(done / "teacher")
+    for parameter in model.classifier.parameters():
+        parameter.data = parameter.data.flip(0)
+    names = [model.config.id2label[i] for i in (1, 0)]
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "turned")
+    recipe = tiny_recipe(world, tmp_path / "one")
+    recipe = replace(recipe, stages={"tsd": recipe.stages["tsd"]}, logging_steps=1)
+    one = run(replace(recipe, teacher=Teacher(finetuned=str(done / "teacher"))))
+    both = Teacher(finetuned=str(done / "teacher"), others=(str(tmp_path / "turned"),))
+    two = run(replace(recipe, teacher=both, output_dir=str(tmp_path / "two")))
+    first, second = (report["stages"][0]["losses"]["soft"][0] for report in (one, two))
+    assert first == pytest.approx(second, rel=1e-5)
