@@ -11,8 +11,8 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python -m recipes.quickstart --output_dir out --resume
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest --numprocesses auto tests/kernels --ignore tests/kernels/test_compiled.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal tests/kernels --ignore tests/kernels/test_compiled.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
