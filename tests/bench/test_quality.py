@@ -19,7 +19,8 @@ from bench.quality.jobs import Row, all_jobs, placed, resolved
 from bench.quality.work import Work
 from bench.table import ROOT
 from fastdistill import Teacher, run
-from fastdistill.evaluate import score
+from fastdistill.data.gold import Gold
+from fastdistill.metrics import score
 from tests.tiny import make_teacher, make_texts
 
 CONFIG = """
@@ -126,13 +127,14 @@ def test_methods_spend_the_same_steps_on_the_same_text(done: Path) -> None:
 
 
 def test_scores_are_of_the_kept_predictions_on_the_official_split(done: Path) -> None:
-    for task, metric, classes in (("reviews", "accuracy", 2), ("stars", "pearson", 1)):
+    for task, metric, kind in (("reviews", "accuracy", "classification"), ("stars", "pearson", "regression")):
         result = results(done)[f"tiny/2x12/{task}/1"]
         answers = np.load(result["folder"] / "predictions.npz")
-        assert result["score"] == pytest.approx(score(metric, answers["predictions"], answers["labels"], classes))
+        gold = Gold(kind, answers["labels"], ("bad", "good") if kind == "classification" else None)  # type: ignore[arg-type]
+        assert result["score"] == pytest.approx(score(metric, answers["predictions"], gold))  # type: ignore[arg-type]
         assert (result["metric"], result["test"]) == (metric, {"rows": 40, "origin": "validation"})
         assert result["scores"].keys() == (
-            {"accuracy", "f1", "matthews"} if task == "reviews" else {"pearson", "spearman"}
+            {"accuracy", "f1", "macro_f1", "matthews"} if task == "reviews" else {"pearson", "spearman"}
         )
 
 
@@ -342,4 +344,5 @@ def test_the_experiments_of_the_repository_are_at_equal_steps(path: Path) -> Non
         assert {(s.data, s.tokens_per_batch) for s in stages} <= {
             ("general", budget.general_tokens),
             ("task", budget.task_tokens),
+            ("augmented", budget.task_tokens),
         }

@@ -13,7 +13,8 @@ from bench.quality.collect import collect
 from bench.quality.config import Experiment, read
 from bench.quality.jobs import all_jobs
 from bench.quality.work import Work
-from fastdistill.evaluate import score
+from fastdistill.data.gold import Gold
+from fastdistill.metrics import score
 
 CONFIG = """
 teacher: {path: teacher, learning_rates: [1e-4]}
@@ -44,7 +45,8 @@ def metric_of(task: str) -> str:
 
 
 def scored(row: str, task: str, seed: int) -> float:
-    return score(metric_of(task), answers(row, task, seed), LABELS[task])
+    gold = Gold("classification", LABELS[task], ("no", "yes"))
+    return score(metric_of(task), answers(row, task, seed), gold)  # type: ignore[arg-type]
 
 
 @pytest.fixture
