@@ -118,5 +118,5 @@ def test_machine_limits_are_those_of_a_machine(dtype: torch.dtype, monkeypatch: 
         return 2.0
 
     monkeypatch.setattr("bench.timing.timed", timed)
-    assert machine_limits("cpu", dtype) == {"copy_bytes_per_s": 2**28 / 2e-3, "flops_per_s": 2 * 1024**3 / 2e-3}
-    assert dtypes == [torch.float32] * 30 + [dtype] * 30
+    assert machine_limits("cpu", dtype) == {"copy_bytes_per_s": 2**28 / 2e-3, "flops_per_s": 2 * 2048**3 / 2e-3}
+    assert dtypes == [torch.float32] * 30 + [dtype] * 60
