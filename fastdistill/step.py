@@ -18,6 +18,7 @@ from fastdistill.graphs import Graphs
 from fastdistill.losses.objective import Objective
 from fastdistill.memory import bytes_kept, free_bytes, lacks_memory
 from fastdistill.models.capture import Captured
+from fastdistill.models.dropout import draw_faster
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Optim, Recipe, Stage
@@ -126,7 +127,9 @@ class Step:
         self.optimizer = make_optimizer(stage.optim, student, objective)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.tables: dict[nn.Parameter, Tensor] = {}
-        if runtime.device.type == "cpu":  # elsewhere how many rows there are would have to be waited for
+        if runtime.device.type == "cpu":
+            draw_faster(student)
+            # elsewhere how many rows there are would have to be waited for
             multiplied = {module.weight for module in student.modules() if isinstance(module, nn.Linear)}
             for module in student.modules():  # a head that predicts words may share the embeddings' weights
                 if isinstance(module, nn.Embedding) and module.weight not in multiplied:

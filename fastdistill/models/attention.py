@@ -6,8 +6,9 @@ No way ever multiplies a token of one sequence with a token of another.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +16,44 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from fastdistill.models.dropout import dropout as drop
+
 EXPLICIT = 512  # tokens
+WASTE = 8192  # idle places of the maps of a dense block: about what one more block would cost
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring sequences of a packed batch, seen as one dense block.
+
+    Args:
+        tokens: where they lie.
+        count, length: their number and the longest length.
+        index: ``(count * length,)`` which of the tokens is at every place, where lengths differ; a place after the end
+            of its sequence holds that one's last token.
+        real: ``(count, length)`` bool, whether a place holds a token of its own, where lengths differ.
+        places: ``(tokens,)`` the place of every token, where lengths differ.
+    """
+
+    tokens: slice
+    count: int
+    length: int
+    index: Tensor | None = None
+    real: Tensor | None = None
+    places: Tensor | None = None
+
+    @classmethod
+    def of(cls, start: int, lengths: list[int]) -> Block:
+        """The sequences of `lengths` that lie one after the other from token `start` on."""
+        count, longest, total = len(lengths), max(lengths), sum(lengths)
+        tokens = slice(start, start + total)
+        if count * longest == total:
+            return cls(tokens, count, longest)
+        lengths_ = torch.tensor(lengths)[:, None]
+        at = torch.arange(longest)
+        index = (lengths_.cumsum(0) - lengths_ + torch.minimum(at, lengths_ - 1)).flatten()
+        real = at < lengths_
+        return cls(tokens, count, longest, index, real, real.flatten().nonzero()[:, 0])
 
 
 class Bounds:
@@ -31,15 +69,28 @@ class Bounds:
         self.max_seqlen = max_seqlen
 
     @cached_property
-    def blocks(self) -> list[tuple[slice, int, int]]:
-        """Tokens, number and length of each run of neighbours of equal length; reads the device, for the CPU only."""
-        found, start = [], 0
-        for length, same in groupby(self.cu_seqlens.diff().tolist()):
-            if length > 0:
-                count = len(list(same))
-                found.append((slice(start, start + length * count), count, length))
-                start += length * count
-        return found
+    def runs(self) -> list[Block]:
+        """Neighbours of equal length together, each run a dense block; reads the device, for the CPU only."""
+        return self._grouped(0)
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Neighbours of like length together, so that each block has at most `WASTE` idle places; for the CPU only."""
+        return self._grouped(WASTE)
+
+    def _grouped(self, waste: int) -> list[Block]:
+        found: list[Block] = []
+        group: list[int] = []
+        start = longest = places = 0
+        for length in filter(None, self.cu_seqlens.diff().tolist()):
+            longest = max(longest, length)
+            if (len(group) + 1) * longest**2 - places - length**2 > waste:
+                found.append(Block.of(start, group))
+                start += sum(group)
+                group, longest, places = [], length, 0
+            group.append(length)
+            places += length**2
+        return [*found, Block.of(start, group)] if group else found
 
     @cached_property
     def padded_index(self) -> tuple[Tensor, Tensor]:
@@ -62,7 +113,7 @@ def within_window(length: int, window: int, device: torch.device) -> Tensor:
 
 
 class Explicit(torch.autograd.Function):
-    """Attention as it is defined, its maps written out, run by run; without gradients scores are float32.
+    """Attention as it is defined, its maps written out, block by block; without gradients scores are float32.
 
     All is copied once, into the dense blocks ``(count * H, length, d)`` that matrix products want, and once back.
     """
@@ -81,55 +132,67 @@ class Explicit(torch.autograd.Function):
         trained = any(ctx.needs_input_grad)
         output = torch.empty(v.shape, dtype=v.dtype)
         kept: list[Tensor] = []
-        for block, count, length in bounds.blocks:
-            Q, K = (dense(x[block], count, v.dtype if trained else torch.float32) for x in (q, k))
-            V = dense(v[block], count, v.dtype)
+        scale = 1.0
+        for block in bounds.blocks:
+            Q, K = (dense(x, block, v.dtype if trained else torch.float32) for x in (q, k))
+            V = dense(v, block, v.dtype)
             S = torch.baddbmm(Q.new_empty(()), Q, K.mT, beta=0, alpha=scaling)
-            if window is not None and window < length:
-                S.masked_fill_(~within_window(length, window, q.device), -torch.inf)
+            never = torch.finfo(S.dtype).min  # and not -inf: an idle query may see no key, and must not become nan
+            if window is not None and window < block.length:
+                S.masked_fill_(~within_window(block.length, window, q.device), never)
+            if block.real is not None:
+                S.view(block.count, -1, *S.shape[1:]).masked_fill_(~block.real[:, None, None, :], never)
             P = S.softmax(-1).to(v.dtype)
-            D, drawn = torch.native_dropout(P, dropout, True) if dropout else (P, None)
-            scatter(output[block], D @ V, count)
+            D, keep, scale = drop(P, dropout) if dropout else (P, None, scale)
+            scatter(output, D @ V, block)
             if trained:
-                kept += [Q, K, V, P, D] + ([drawn] if drawn is not None else [])
+                kept += [Q, K, V, P, D] + ([keep] if keep is not None else [])
         ctx.save_for_backward(*kept)
-        ctx.bounds, ctx.scaling, ctx.dropout = bounds, scaling, dropout
+        ctx.bounds, ctx.scaling, ctx.dropout, ctx.scale = bounds, scaling, dropout, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, dO: Tensor) -> tuple[Tensor | None, ...]:
         dq, dk, dv = (torch.empty(dO.shape, dtype=dO.dtype) for _ in range(3))
         kept = iter(ctx.saved_tensors)
-        for block, count, _ in ctx.bounds.blocks:
+        for block in ctx.bounds.blocks:
             Q, K, V, P, D = islice(kept, 5)
-            d_out = dense(dO[block], count, dO.dtype)
-            scatter(dv[block], D.mT @ d_out, count)
+            d_out = dense(dO, block, dO.dtype)
+            if block.real is not None:
+                d_out.view(block.count, -1, *d_out.shape[1:]).masked_fill_(~block.real[:, None, :, None], 0)
+            scatter(dv, D.mT @ d_out, block)
             dP = d_out @ V.mT
             if ctx.dropout:
-                dP = torch.ops.aten.native_dropout_backward(dP, next(kept), 1 / (1 - ctx.dropout))
+                dP = torch.ops.aten.native_dropout_backward(dP, next(kept), ctx.scale)
             dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
-            scatter(dq[block], torch.baddbmm(Q.new_empty(()), dS, K, beta=0, alpha=ctx.scaling), count)
-            scatter(dk[block], torch.baddbmm(Q.new_empty(()), dS.mT, Q, beta=0, alpha=ctx.scaling), count)
+            scatter(dq, torch.baddbmm(Q.new_empty(()), dS, K, beta=0, alpha=ctx.scaling), block)
+            scatter(dk, torch.baddbmm(Q.new_empty(()), dS.mT, Q, beta=0, alpha=ctx.scaling), block)
         return dq, dk, dv, None, None, None, None
 
 
-def dense(x: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Sequences of equal length ``(count * n, H, d) -> (count * H, n, d)``, contiguous."""
-    tokens, heads, size = x.shape
-    block = torch.empty(count, heads, tokens // count, size, dtype=dtype)
-    block.copy_(x.unflatten(0, (count, -1)).transpose(1, 2))
-    return block.flatten(0, 1)
+def dense(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
+    """The sequences of a block out of ``(T, H, d)``, as ``(count * H, length, d)``, contiguous."""
+    x = x[block.tokens]
+    if block.index is not None:
+        x = x.index_select(0, block.index)
+    to = torch.empty(block.count, x.shape[1], block.length, x.shape[2], dtype=dtype)
+    to.copy_(x.unflatten(0, (block.count, -1)).transpose(1, 2))
+    return to.flatten(0, 1)
 
 
-def scatter(to: Tensor, block: Tensor, count: int) -> None:
-    """What `dense` did, back into `to`."""
-    to.unflatten(0, (count, -1)).copy_(block.unflatten(0, (count, -1)).transpose(1, 2))
+def scatter(to: Tensor, x: Tensor, block: Block) -> None:
+    """What `dense` did, back into ``(T, H, d)``."""
+    x = x.unflatten(0, (block.count, -1)).transpose(1, 2)
+    if block.places is None:
+        to[block.tokens].unflatten(0, (block.count, -1)).copy_(x)
+    else:
+        torch.index_select(x.flatten(0, 1), 0, block.places, out=to[block.tokens])
 
 
 def attend_runs(
     q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
-    """Each run of equally long sequences is viewed as one dense block: nothing gathered, nothing padded.
+    """Sequences are computed in dense blocks: in float32 those of equal length, which are viewed and not gathered.
 
     Half-precision maps of up to `EXPLICIT` tokens are written out, and where they are trained rounded as eager
     attention's are: PyTorch's fused kernel takes half as long again forward, and backward four to ten times as long, or
@@ -143,9 +206,9 @@ def attend_runs(
         if torch.is_grad_enabled() and v.requires_grad and not dropout:
             q, k, v = q.float(), k.float(), v.float()
         outputs = []
-        for block, count, length in bounds.blocks:
-            Q, K, V = (x[block].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
-            mask = within_window(length, window, q.device) if window is not None and window < length else None
+        for run in bounds.runs:
+            Q, K, V = (x[run.tokens].unflatten(0, (run.count, -1)).transpose(1, 2) for x in (q, k, v))
+            mask = None if window is None or window >= run.length else within_window(run.length, window, q.device)
             O = scaled_dot_product_attention(Q, K, V, attn_mask=mask, dropout_p=dropout, scale=scaling)  # noqa: E741
             outputs.append(O.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs).to(dtype)

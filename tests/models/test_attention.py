@@ -89,7 +89,53 @@ def test_maps_written_out_drop_out() -> None:
 
 
 def test_equal_lengths_run_together() -> None:
-    assert [run[1:] for run in inputs([4, 4, 4, 2, 4, 4])[3].blocks] == [(3, 4), (1, 2), (2, 4)]
+    runs = inputs([4, 4, 4, 2, 0, 4, 4])[3].runs
+    assert [(run.tokens, run.count, run.length) for run in runs] == [
+        (slice(0, 12), 3, 4), (slice(12, 14), 1, 2), (slice(14, 22), 2, 4)
+    ]  # fmt: skip
+    assert {run.index for run in runs} == {None}
+
+
+def test_like_lengths_share_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as no block has more idle places than it may."""
+    monkeypatch.setattr(attention, "WASTE", 100**2 - 90**2)
+    bounds = inputs([90, 100, 100, 101, 0, 101, 102])[3]
+    first, second = bounds.blocks
+    assert (first.tokens, first.count, first.length) == (slice(0, 290), 3, 100)
+    assert (second.tokens, second.count, second.length) == (slice(290, 594), 3, 102)
+    assert first.index is not None
+    assert first.real is not None
+    assert first.places is not None
+    assert first.index[[0, 89, 90, 99, 100, 299]].tolist() == [0, 89, 89, 89, 90, 289]
+    assert first.real.sum(1).tolist() == [90, 100, 100]
+    assert first.index[first.places].tolist() == list(range(290))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("lengths", [[1, 5, 6, 6, 9], [9, 2, 0, 40], [30]], ids=str)
+def test_idle_places_change_nothing(lengths: list[int], window: int | None) -> None:
+    """In float32, in which the written-out maps round nothing."""
+    q, k, v, bounds = inputs(lengths)
+    weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    got = attention.Explicit.apply(q, k, v, bounds, SCALING, 0.0, window)
+    expected = alone(q, k, v, lengths, window)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    theirs, ours = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (expected, got))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_what_was_dropped_has_no_gradient() -> None:
+    """Gradients of the maps that were drawn, against differences of the same draw."""
+    q, k, v, bounds = inputs([3, 5])
+    leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
+
+    def attend_again(*operands: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        output: Tensor = attention.Explicit.apply(*operands, bounds, SCALING, 0.4, None)
+        return output
+
+    assert not torch.equal(attend_again(*leaves), attention.Explicit.apply(*leaves, bounds, SCALING, 0.0, None))
+    torch.autograd.gradcheck(attend_again, leaves)
 
 
 def test_packed_and_padded_indices_are_inverse() -> None:
