@@ -51,6 +51,11 @@ def check_values(recipe: Recipe) -> None:
         raise ValueError(
             f"teacher.weights is {list(given)}: give {1 + len(others)} numbers above 0, one for each teacher"
         )
+    if (others or given) and not any(s.teacher == "finetuned" and not s.skip for s in recipe.stages.values()):
+        raise ValueError(
+            f"teacher.{'others' if others else 'weights'} is given, but no stage has teacher: finetuned, which is what "
+            "several teachers teach: give a stage that teacher, or leave the option out"
+        )
     for option in ("logging_steps", "save_steps"):
         if getattr(recipe, option) < 1:
             raise ValueError(f"{option} is {getattr(recipe, option)}: it must be 1 or more")

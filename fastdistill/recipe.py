@@ -177,10 +177,9 @@ class Losses:
         cosine: 1 - cosine of the states of the last mapped layer (DistilBERT), mean over tokens.
         soft: cross-entropy with the teacher's softened predictions, binary for each class of a multilabel task (squared
             error for regression).
-        soft_form: ce, or kl for the KL divergence, which has the same gradient and is 0 where the two agree; of classes
-            and masked words.
+        soft_form: ce, or kl for the KL divergence, which has the same gradient and is 0 where the two agree.
         soft_reduction: batchmean = mean over rows; mean = over rows and classes, as in the published TinyBERT program;
-            of classes, tags and masked words.
+            of classes, tags and masked words. Multilabel tasks have the mean over both, answers that over rows.
         hard: the same with the gold labels, or with the words that were masked.
         temperature: softening of the soft term, but for regression.
         temperature_squared: multiply the soft term by the square of its temperature; its gradient then keeps its size.

@@ -24,7 +24,8 @@ class Labels:
       with ``BCE(z, p) = -p log sigmoid(z) - (1 - p) log sigmoid(-z)``.
     * span: the classification's, over the tokens of a sequence in the place of classes; start and end averaged.
 
-    `losses` says which of soft and hard, and form, scale and mean of the soft one.
+    `losses` says which of soft and hard, and form, scale and mean of the soft one. Of its KL form the entropy of the
+    teacher's predictions is taken away.
     """
 
     def __init__(self, losses: Losses, *, kind: HeadKind) -> None:
@@ -63,7 +64,10 @@ class Labels:
         values, tau = {}, self.losses.temperature
         if z_t is not None:
             targets = (z_t.float() / tau).sigmoid()
-            values["soft"] = self.scale * F.binary_cross_entropy_with_logits(z_s / tau, targets)
+            soft = F.binary_cross_entropy_with_logits(z_s / tau, targets)
+            if self.losses.soft_form == "kl":
+                soft = soft - F.binary_cross_entropy_with_logits(z_t.float() / tau, targets)
+            values["soft"] = self.scale * soft
         if labels is not None:
             values["hard"] = F.binary_cross_entropy_with_logits(z_s, labels)
         return values
@@ -71,8 +75,8 @@ class Labels:
     def _spans(self, z_s: Tensor, z_t: Tensor | None, batch: Batch) -> dict[str, Tensor]:
         values = {}
         if z_t is not None:
-            tau = self.losses.temperature
-            values["soft"] = self.scale * span_cross_entropy(z_s, batch, teacher=z_t, temperature=tau)
+            tau, form = self.losses.temperature, self.losses.soft_form
+            values["soft"] = self.scale * span_cross_entropy(z_s, batch, teacher=z_t, temperature=tau, form=form)
         if self.losses.hard:
             values["hard"] = span_cross_entropy(z_s, batch)
         return values

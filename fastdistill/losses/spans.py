@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import Tensor
 
@@ -10,11 +11,19 @@ from fastdistill.batch import Batch
 from fastdistill.models.attention import Bounds
 
 
-def span_cross_entropy(z_s: Tensor, batch: Batch, *, teacher: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def span_cross_entropy(
+    z_s: Tensor,
+    batch: Batch,
+    *,
+    teacher: Tensor | None = None,
+    temperature: float = 1.0,
+    form: Literal["ce", "kl"] = "ce",
+) -> Tensor:
     """Cross-entropy of start and end over the tokens of each sequence, the mean of both and of all sequences.
 
     With p the softmax over the tokens i of a sequence, ``-1/2 sum_e log p_s[label_e, e]`` over e in {start, end};
-    beside a teacher ``-1/2 sum_e sum_i p_t[i, e] log p_s[i, e]``, both logits divided by `temperature`.
+    beside a teacher ``-1/2 sum_e sum_i p_t[i, e] log p_s[i, e]``, both logits divided by `temperature`; as a KL
+    divergence ``1/2 sum_e sum_i p_t[i, e] (log p_t[i, e] - log p_s[i, e])``.
 
     Shapes:
         z_s, teacher: ``(T, 2)`` logits of start and end.
@@ -24,9 +33,10 @@ def span_cross_entropy(z_s: Tensor, batch: Batch, *, teacher: Tensor | None = No
     if teacher is None:
         assert batch.labels is not None, "the hard loss needs labels"
         return -log_s.gather(1, batch.labels[:, None]).mean()
-    p_t = _log_softmax(teacher, batch, temperature).exp()
-    cross = (p_t * log_s.masked_fill(log_s.isinf(), 0.0)).sum(1)  # (B, 2)
-    return -cross.mean()
+    log_t, nowhere = _log_softmax(teacher, batch, temperature), log_s.isinf()
+    p_t = log_t.exp()
+    further = log_s if form == "ce" else log_s - log_t
+    return -(p_t * further.masked_fill(nowhere, 0.0)).sum(1).mean()
 
 
 def _log_softmax(z: Tensor, batch: Batch, temperature: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -50,9 +51,9 @@ def logits(kind: HeadKind, seed: int) -> Tensor:
     return draw(*shape.get(kind, (B, C)), seed=seed)
 
 
-def values(kind: HeadKind, batch: Batch | None = None, **weights: float) -> tuple[dict[str, Tensor], Tensor]:
+def values(kind: HeadKind, batch: Batch | None = None, **options: Any) -> tuple[dict[str, Tensor], Tensor]:
     z_s = logits(kind, 1).requires_grad_()
-    term = Labels(Losses(**({"soft": 1.0, "hard": 1.0} | weights), temperature=TAU), kind=kind)
+    term = Labels(Losses(**({"soft": 1.0, "hard": 1.0} | options), temperature=TAU), kind=kind)
     return term(Captured(logits=z_s), Captured(logits=logits(kind, 2)), batch or make_batch(kind)), z_s
 
 
@@ -97,6 +98,17 @@ def test_soft_and_hard_labels(kind: HeadKind) -> None:
         one, _ = values(kind, **{other: 0.0 for other in ("soft", "hard") if other != alone})
         assert one.keys() == {alone}
         torch.testing.assert_close(one[alone], found[alone])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "regression"])
+def test_kl_is_cross_entropy_without_the_teachers_entropy(kind: HeadKind) -> None:
+    (ce, z_s), (kl, z) = values(kind, hard=0.0), values(kind, hard=0.0, soft_form="kl")
+    gradients = [torch.autograd.grad(x["soft"], y)[0] for x, y in ((ce, z_s), (kl, z))]
+    torch.testing.assert_close(*gradients)
+    term = Labels(Losses(soft=1.0, temperature=TAU), kind=kind)
+    entropy = term(Captured(logits=logits(kind, 2)), Captured(logits=logits(kind, 2)), make_batch(kind))["soft"]
+    torch.testing.assert_close(kl["soft"], ce["soft"] - entropy)
+    assert kl["soft"] > 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -129,6 +129,15 @@ def test_weights_of_teachers_are_checked(teacher: Teacher, message: str, world: 
         run(replace(tiny_recipe(world, tmp_path / "out"), teacher=replace(teacher, path=str(world / "teacher"))))
 
 
+@pytest.mark.parametrize("given", [Teacher(others=("x",)), Teacher(weights=(1.0,))], ids=["others", "weights"])
+def test_several_teachers_that_none_asks_are_refused(given: Teacher, world: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, tmp_path / "out")
+    stages = {name: replace(stage, skip=stage.teacher == "finetuned") for name, stage in recipe.stages.items()}
+    teacher = replace(given, path=str(world / "teacher"))
+    with pytest.raises(ValueError, match=r"teacher\.(others|weights) is given, but no stage has teacher: finetuned"):
+        run(replace(recipe, stages=stages, teacher=teacher))
+
+
 def test_teachers_of_unlike_shapes_are_refused(world: Path, done: Path, tmp_path: Path) -> None:
     other = finetuned(world, tmp_path / "other", num_hidden_layers=3)
     teacher = Teacher(path=str(world / "teacher"), finetuned=str(done / "teacher"), others=(other,))
