@@ -16,8 +16,7 @@ from torch import Tensor
 class Batch:
     """B sequences laid end to end in T tokens; no pad token exists.
 
-    Sequences are ordered by length, so that those of equal length are neighbours and attention can view each run of
-    them as one dense block.
+    Sequences are ordered by length, so that attention can take neighbours of equal or like length as one dense block.
 
     Shapes:
         input_ids, position_ids, token_type_ids: ``(T,)`` int64; positions count from 0 in every sequence.

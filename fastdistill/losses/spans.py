@@ -33,10 +33,9 @@ def span_cross_entropy(
     if teacher is None:
         assert batch.labels is not None, "the hard loss needs labels"
         return -log_s.gather(1, batch.labels[:, None]).mean()
-    log_t, nowhere = _log_softmax(teacher, batch, temperature), log_s.isinf()
-    p_t = log_t.exp()
-    further = log_s if form == "ce" else log_s - log_t
-    return -(p_t * further.masked_fill(nowhere, 0.0)).sum(1).mean()
+    log_t = _log_softmax(teacher, batch, temperature)
+    p_t, further = log_t.exp(), log_s if form == "ce" else log_s - log_t
+    return -(p_t * further.masked_fill(p_t == 0, 0.0)).sum(1).mean()
 
 
 def _log_softmax(z: Tensor, batch: Batch, temperature: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from fastdistill.models.dropout import dropout as drop
+from fastdistill.models.dropout import drawn, kept
 
 EXPLICIT = 512  # tokens
 WASTE = 8192  # idle places of the maps of a dense block: about what one more block would cost
@@ -29,16 +29,13 @@ class Block:
     Args:
         tokens: where they lie.
         count, length: their number and the longest length.
-        index: ``(count * length,)`` which of the tokens is at every place, where lengths differ; a place after the end
-            of its sequence holds that one's last token.
-        real: ``(count, length)`` bool, whether a place holds a token of its own, where lengths differ.
+        real: ``(count, length)`` bool, whether a place holds a token, where lengths differ; the others are idle.
         places: ``(tokens,)`` the place of every token, where lengths differ.
     """
 
     tokens: slice
     count: int
     length: int
-    index: Tensor | None = None
     real: Tensor | None = None
     places: Tensor | None = None
 
@@ -49,11 +46,8 @@ class Block:
         tokens = slice(start, start + total)
         if count * longest == total:
             return cls(tokens, count, longest)
-        lengths_ = torch.tensor(lengths)[:, None]
-        at = torch.arange(longest)
-        index = (lengths_.cumsum(0) - lengths_ + torch.minimum(at, lengths_ - 1)).flatten()
-        real = at < lengths_
-        return cls(tokens, count, longest, index, real, real.flatten().nonzero()[:, 0])
+        real = torch.arange(longest) < torch.tensor(lengths)[:, None]
+        return cls(tokens, count, longest, real, real.flatten().nonzero()[:, 0])
 
 
 class Bounds:
@@ -131,39 +125,41 @@ class Explicit(torch.autograd.Function):
     ) -> Tensor:
         trained = any(ctx.needs_input_grad)
         output = torch.empty(v.shape, dtype=v.dtype)
-        kept: list[Tensor] = []
+        saved: list[Tensor] = []
         scale = 1.0
         for block in bounds.blocks:
             Q, K = (dense(x, block, v.dtype if trained else torch.float32) for x in (q, k))
             V = dense(v, block, v.dtype)
             S = torch.baddbmm(Q.new_empty(()), Q, K.mT, beta=0, alpha=scaling)
-            never = torch.finfo(S.dtype).min  # and not -inf: an idle query may see no key, and must not become nan
+            # an idle query may have no key in its window, and must not become nan
+            never = -torch.inf if window is None else torch.finfo(S.dtype).min
             if window is not None and window < block.length:
                 S.masked_fill_(~within_window(block.length, window, q.device), never)
             if block.real is not None:
                 S.view(block.count, -1, *S.shape[1:]).masked_fill_(~block.real[:, None, None, :], never)
             P = S.softmax(-1).to(v.dtype)
-            D, keep, scale = drop(P, dropout) if dropout else (P, None, scale)
+            D, draw = P, []
+            if dropout:
+                keep, scale = drawn(P, dropout)
+                D, draw = kept(P, keep, scale), [keep]
             scatter(output, D @ V, block)
             if trained:
-                kept += [Q, K, V, P, D] + ([keep] if keep is not None else [])
-        ctx.save_for_backward(*kept)
+                saved += [Q, K, V, P, D, *draw]
+        ctx.save_for_backward(*saved)
         ctx.bounds, ctx.scaling, ctx.dropout, ctx.scale = bounds, scaling, dropout, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, dO: Tensor) -> tuple[Tensor | None, ...]:
         dq, dk, dv = (torch.empty(dO.shape, dtype=dO.dtype) for _ in range(3))
-        kept = iter(ctx.saved_tensors)
+        saved = iter(ctx.saved_tensors)
         for block in ctx.bounds.blocks:
-            Q, K, V, P, D = islice(kept, 5)
+            Q, K, V, P, D = islice(saved, 5)
             d_out = dense(dO, block, dO.dtype)
-            if block.real is not None:
-                d_out.view(block.count, -1, *d_out.shape[1:]).masked_fill_(~block.real[:, None, :, None], 0)
             scatter(dv, D.mT @ d_out, block)
             dP = d_out @ V.mT
             if ctx.dropout:
-                dP = torch.ops.aten.native_dropout_backward(dP, next(kept), ctx.scale)
+                dP = kept(dP, next(saved), ctx.scale)
             dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
             scatter(dq, torch.baddbmm(Q.new_empty(()), dS, K, beta=0, alpha=ctx.scaling), block)
             scatter(dk, torch.baddbmm(Q.new_empty(()), dS.mT, Q, beta=0, alpha=ctx.scaling), block)
@@ -171,10 +167,10 @@ class Explicit(torch.autograd.Function):
 
 
 def dense(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
-    """The sequences of a block out of ``(T, H, d)``, as ``(count * H, length, d)``, contiguous."""
+    """The sequences of a block out of ``(T, H, d)``, as ``(count * H, length, d)``, contiguous, idle places 0."""
     x = x[block.tokens]
-    if block.index is not None:
-        x = x.index_select(0, block.index)
+    if block.places is not None:
+        x = x.new_zeros(block.count * block.length, *x.shape[1:]).index_copy_(0, block.places, x)
     to = torch.empty(block.count, x.shape[1], block.length, x.shape[2], dtype=dtype)
     to.copy_(x.unflatten(0, (block.count, -1)).transpose(1, 2))
     return to.flatten(0, 1)
