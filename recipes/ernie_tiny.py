@@ -13,8 +13,8 @@ control   the same student on gold labels alone
 With `--tad.data augmented --tsd.data augmented` the task stages also learn from copies of its rows in which words are
 replaced (`--task.augment.vectors glove.6B.300d.txt`; see --help for the rest).
 
-Result (docs/results.md): four layers of e5-small, 384 wide, 1,000 steps on general text and 800 on MRPC, 18 minutes on two
-threads of a Xeon: F1 88.1, where the teacher has 89.7 and gold labels alone lead to 81.9.
+Result (docs/results.md): four layers of e5-small, 384 wide, 1,000 steps on general text and 800 on MRPC, 18 minutes
+on two threads of a Xeon: F1 88.1, where the teacher has 89.7 and gold labels alone lead to 81.9.
 """
 
 from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher, main
