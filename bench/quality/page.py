@@ -21,10 +21,10 @@ METRICS = {
 INTRODUCTION = """\
 # Results
 
-Scores are of rows that no choice was made on, in %: the mean and the standard deviation over the seeds. Choices (the
-teacher's learning rate, the best epoch) were made on other rows. Every method of a table takes the same optimiser steps
-of the same number of tokens; those without a stage on general text take none there. The teacher is fine-tuned on each
-task with several learning rates.
+Scores are of rows that no choice was made on, in %: the mean and the standard deviation over the seeds, and in brackets
+what that is of the teacher's score. Choices (the teacher's learning rate, the best epoch) were made on other rows.
+Every method of a table takes the same optimiser steps of the same number of tokens; those without a stage on general
+text take none there. The teacher is fine-tuned on each task with several learning rates.
 
 A verdict is a paired bootstrap of 10,000 resamples of the test rows, all seeds together: the difference from the row
 that is compared with, and its 95 % interval. BEATS: the interval lies above 0. DOES NOT: it ends at 0 or below.
@@ -65,35 +65,30 @@ def section(found: dict[str, Any]) -> str:
         )
     for key, table in found["tables"].items():
         for student, rows in table["students"].items():
-            lines += [
-                f"### {key}, student {student}\n",
-                scores(found, table, rows),
-                "",
-                verdicts(found, table, rows),
-                "",
-            ]
+            lines.append(f"### {key}, student {student}\n")
+            if any(row["tasks"] for row in rows.values()):
+                lines += [scores(found, table, rows), "", verdicts(found, table, rows), ""]
+            else:
+                lines.append("Not run.\n")
     return "\n".join(lines)
 
 
 def scores(found: dict[str, Any], table: dict[str, Any], rows: dict[str, Any]) -> str:
-    """The teacher, then a line for every method: steps, the score of every task, the average, the retention."""
+    """The teacher, then a line for every method: steps, and the scores with what they are of the teacher's."""
     tasks = table["tasks"]
     names = [f"{task}, {METRICS.get(m := found['tasks'][task].get('metric', ''), m)}".strip(", ") for task in tasks]
     teacher = [_mean(found["tasks"][task]["teacher_scores"]) for task in tasks]
     whole = None if None in teacher else _mean([x for x in teacher if x is not None])
     lines = [
-        f"| | general steps | {' | '.join(names)} | average | of the teacher |",
-        f"|---|---:|{'---:|' * len(tasks)}---:|---:|",
-        f"| teacher | | {' | '.join(map(_percent, teacher))} | {_percent(whole)} | |",
+        f"| | general steps | {' | '.join(names)} | average |",
+        f"|---|---:|{'---:|' * len(tasks)}---:|",
+        f"| teacher | | {' | '.join(map(_percent, teacher))} | {_percent(whole)} |",
     ]
     for key, row in rows.items():
         cells = [_cell(row["tasks"].get(task), table["seeds"]) for task in tasks]
-        average = row["average"]
-        kept = NOT_RUN if average is None else _percent(average["retention"])
         steps = ", ".join(f"{n:,}" for n in sorted({step["general"] for step in row["steps"]})) or NOT_RUN
-        lines.append(
-            f"| {_title(found, key)} | {steps} | {' | '.join(cells)} | {_cell(average, table['seeds'])} | {kept} |"
-        )
+        cells.append(_cell(row["average"], table["seeds"]))
+        lines.append(f"| {_title(found, key)} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -127,8 +122,10 @@ def _cell(cell: dict[str, Any] | None, seeds: list[int]) -> str:
     if cell is None:
         return NOT_RUN
     spread = "" if cell["sd"] is None else f" ± {100 * cell['sd']:.1f}"
-    lacking = f" ({len(cell['seeds'])} of {len(seeds)} seeds)" if len(cell["seeds"]) < len(seeds) else ""
-    return f"{_percent(cell['score'])}{spread}{lacking}"
+    kept = [] if cell["retention"] is None else [f"{_percent(cell['retention'])} %"]
+    lacking = [f"{len(cell['seeds'])} of {len(seeds)} seeds"] if len(cell["seeds"]) < len(seeds) else []
+    remarks = f" ({'; '.join(kept + lacking)})" if kept + lacking else ""
+    return f"{_percent(cell['score'])}{spread}{remarks}"
 
 
 def _verdict(cell: dict[str, Any] | None) -> str:

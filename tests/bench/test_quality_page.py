@@ -73,12 +73,12 @@ def test_scores_and_verdicts() -> None:
     assert text[start:].split("\n") == [
         "### methods, student 4x384",
         "",
-        "| | general steps | rte, accuracy | stsb, Pearson | average | of the teacher |",
-        "|---|---:|---:|---:|---:|---:|",
-        "| teacher | | 71.0 | 80.0 | 75.5 | |",
-        "| gold labels | 0 | 60.0 ± 1.2 | 70.0 (1 of 2 seeds) | 65.0 (1 of 2 seeds) | 97.5 |",
-        "| tiny | 1,000 | 63.1 ± 2.0 | 73.1 ± 0.0 | 68.1 ± 1.0 | 97.5 |",
-        "| other | not run | not run | not run | not run | not run |",
+        "| | general steps | rte, accuracy | stsb, Pearson | average |",
+        "|---|---:|---:|---:|---:|",
+        "| teacher | | 71.0 | 80.0 | 75.5 |",
+        "| gold labels | 0 | 60.0 ± 1.2 (97.5 %) | 70.0 (97.5 %; 1 of 2 seeds) | 65.0 (97.5 %; 1 of 2 seeds) |",
+        "| tiny | 1,000 | 63.1 ± 2.0 (97.5 %) | 73.1 ± 0.0 (97.5 %) | 68.1 ± 1.0 (97.5 %) |",
+        "| other | not run | not run | not run | not run |",
         "",
         "| against gold labels | rte | stsb | average |",
         "|---|---|---|---|",
@@ -86,6 +86,15 @@ def test_scores_and_verdicts() -> None:
         "| other | not run | not run | not run |",
         "",
     ]
+
+
+def test_a_table_of_nothing_is_no_table() -> None:
+    nothing = copy.deepcopy(FOUND)
+    for row in nothing["tables"]["methods"]["students"]["4x384"].values():
+        row |= {"steps": [], "tasks": {}, "average": None}
+    text = page.section(nothing)
+    assert text.endswith("### methods, student 4x384\n\nNot run.\n")
+    assert "|" not in text
 
 
 def test_the_setting_is_said() -> None:
