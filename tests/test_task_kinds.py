@@ -87,7 +87,7 @@ class Job:
 JOBS = {
     "tagging": Job(
         tagged(160), Task(), AutoModelForTokenClassification,
-        ("entity_f1", "entity_precision", "entity_recall", "accuracy"),
+        ("entity_f1", "entity_precision", "entity_recall", "accuracy"), steps=150,
     ),
     "multilabel": Job(
         several(160), Task(), AutoModelForSequenceClassification, ("micro_f1", "macro_f1", "exact_match")
