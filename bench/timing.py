@@ -120,9 +120,8 @@ def machine_limits(device: str, dtype: torch.dtype) -> dict[str, float]:
         return min(timed(ready, device) for _ in range(30))
 
     def rate(side: int) -> float:
-        a, b = (
-            torch.randn(side, side, device=device, dtype=dtype) for _ in range(2)
-        )  # zeros and ones would run cooler
+        # zeros and ones would run cooler
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         return 2 * side**3 / best(lambda: a @ b) * 1000
 
     copy = best(lambda: target.copy_(source))
