@@ -139,6 +139,7 @@ class Task:
         max_length: tokens per example, default 128; longer ones are truncated and counted, contexts cut into windows.
         doc_stride: tokens that neighbouring windows of a context share (span), default a quarter of max_length.
         validation_size: rows set aside from train for choices, where the data has no split left for that; default 500.
+        split_seed: decides which rows are set aside; default the run's seed.
         test_size: rows set aside from train for the reported figures, where the data has no split for that; default
             1,000.
         augment: how the rows of train are multiplied, for stages with `data: augmented`.
@@ -157,6 +158,7 @@ class Task:
     max_length: int | None = None
     doc_stride: int | None = None
     validation_size: int | None = None
+    split_seed: int | None = None
     test_size: int | None = None
     augment: Augment = field(default_factory=Augment)
 

@@ -14,7 +14,9 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.quality.config import read
 from bench.quality.jobs import Job, all_jobs, chosen
@@ -22,31 +24,69 @@ from bench.quality.work import Work
 from bench.record import RESULTS
 
 
-def do(jobs: list[Job], work: Work, data: Path, most_seconds: float) -> list[str]:
-    """Do what of `jobs` is not done, one after the other; returns those that failed, or whose needs did."""
+@dataclass
+class Clock:
+    """The time of a call.
+
+    Args:
+        most_seconds: that it may take.
+    """
+
+    most_seconds: float
+    start: float = field(default_factory=time.monotonic)
+    begun: bool = False
+
+    def has(self, seconds: float) -> bool:
+        """Whether a job that takes so long may begin; the first may anyway, for it goes on the next time."""
+        fits = not self.begun or time.monotonic() - self.start + seconds <= self.most_seconds
+        self.begun = True
+        return fits
+
+
+def do(jobs: list[Job], work: Work, data: Path, clock: Clock) -> tuple[list[str], bool]:
+    """Do what of `jobs` is not done, one after the other.
+
+    Returns the names of those that failed, or that lacked what failed, and whether there was time for all.
+    """
     from bench.quality.perform import perform
 
-    start, failed = time.monotonic(), dict[str, str]()  # names, by folder
-    todo = work.todo(jobs)
-    for number, job in enumerate(todo, start=1):
-        expected, passed = work.expected_seconds(job), time.monotonic() - start
-        if passed + expected > most_seconds and number > 1:  # the first is begun anyway: it goes on the next time
+    failed: dict[str, str] = {}  # names, by folder
+    elsewhere: set[str] = set()
+
+    def first() -> Job | None:
+        return next((job for job in work.todo(jobs) if job.folder not in failed.keys() | elsewhere), None)
+
+    while job := first():
+        expected = work.expected_seconds(job)
+        needs = [need for need in job.needs if not work.done(need)]
+        if job.kind in ("run", "teacher") and len(needs) < len(job.needs):
+            needs = [need for need in needs if need.folder not in failed]  # the others are enough to choose from
+        if any(need.folder in elsewhere for need in needs):
+            elsewhere.add(job.folder)
+        elif needs:
+            print(f"left out: {job.name}, for {', '.join(need.name for need in needs)} failed")
+            failed[job.folder] = job.name
+        elif not clock.has(expected):
+            passed = time.monotonic() - clock.start
             print(f"stopped before {job.name}: {passed:.0f} s have passed, and it takes some {expected:.0f} s")
-            break
-        if lacking := [need.name for need in job.needs if need.folder in failed]:
-            print(f"left out: {job.name}, for {', '.join(lacking)} failed")
-            failed[job.folder] = job.name
-            continue
-        print(f"\n[{number}/{len(todo)}] {job.name}" + (f", some {expected:.0f} s" if expected else ""), flush=True)
-        try:
-            result = perform(job, work, data)
-        except (ValueError, OSError, FloatingPointError) as error:
-            print(f"failed: {job.name}: {error}", file=sys.stderr)
-            failed[job.folder] = job.name
-            continue
-        scored = f", {result['metric']} {result['score']:.4f}" if "score" in result else ""
-        print(f"{job.name}: {result['seconds']:.0f} s{scored}", flush=True)
-    return list(failed.values())
+            return list(failed.values()), False
+        else:
+            with work.lock(job) as free:
+                if not free:
+                    print(f"left to the process that is at work on it: {job.name}")
+                    elsewhere.add(job.folder)
+                elif first() == job:  # no other process has done it meanwhile
+                    print(f"\n{job.name}" + (f", some {expected:.0f} s" if expected else ""), flush=True)
+                    try:
+                        result = perform(job, work, data)
+                    except Exception as error:  # whatever it is, the other jobs can do without this one
+                        remedy = f"; to begin it anew, delete {work.run(job)}" if work.run(job).exists() else ""
+                        print(f"failed: {job.name}: {error or type(error).__name__}{remedy}", file=sys.stderr)
+                        failed[job.folder] = job.name
+                        continue
+                    scored = f", {result['metric']} {result['score']:.4f}" if "score" in result else ""
+                    print(f"{job.name}: {result['seconds']:.0f} s{scored}", flush=True)
+    return list(failed.values()), True
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
 
                 collected = collect(name, experiment, Work(options.work / name))
                 path = RESULTS / options.collect / f"quality_{name}.json"
+                check_kept(path, collected)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(collected, indent=1) + "\n")
                 print(f"{path}: {len(collected['runs'])} runs; python -m bench.table writes the page")
@@ -80,16 +121,44 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     failed = []
-    start = time.monotonic()
+    clock = Clock(options.most_seconds)
     for name, found in jobs.items():
         work = Work(options.work / name)
         asked = found if options.only is None else chosen(with_needs(found), options.only)
         if options.list:
             print("\n".join(f"{work.state(job):<6} {name}  {job.name}" for job in with_needs(asked)))
+        elif experiments[name].common.get("device") == "cuda" and not has_gpu():
+            print(f"left out: {name}, for it is made for a GPU, and there is none")
         else:
-            failed += do(asked, work, options.data, options.most_seconds - (time.monotonic() - start))
+            more, in_time = do(asked, work, options.data, clock)
+            failed += more
+            if not in_time:
+                break
     if failed:
         sys.exit(f"error: {len(failed)} jobs failed: {', '.join(failed)}")
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def check_kept(path: Path, collected: dict[str, Any]) -> None:
+    """Refuse to write results that lack runs of those at `path`.
+
+    Raises:
+        ValueError: they do; names one.
+    """
+
+    def names(found: dict[str, Any]) -> set[str]:
+        return {"/".join(str(run[part]) for part in ("row", "student", "task", "seed")) for run in found["runs"]}
+
+    if path.exists() and (lost := names(json.loads(path.read_text())) - names(collected)):
+        raise ValueError(
+            f"{path} has {len(lost)} runs that are not done in the work folder, such as {min(lost)}: collect where "
+            "they are, or delete the file if they are to be given up"
+        )
 
 
 def with_needs(jobs: list[Job]) -> list[Job]:

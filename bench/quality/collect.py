@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.quality.config import Experiment, Table
 from bench.quality.jobs import Job, all_jobs, told
-from bench.quality.verdict import judge, resampled_scores
+from bench.quality.verdict import judge, over_seeds, resampled_scores
 from bench.quality.work import Result, Work
 
 Place = tuple[str, str, str, int]
@@ -80,7 +80,7 @@ def _task(task: str, results: dict[Place, Result], teachers: dict[str, Result]) 
     mine = [result for place, result in results.items() if place[2] == task]
     found: dict[str, Any] = {"teacher_scores": sorted({r["teacher_score"] for r in mine})}
     if mine:
-        found |= {name: mine[0][name] for name in ("metric", "test")}
+        found |= {name: mine[0][name] for name in ("metric", "test", "constant")}
     if task in teachers:
         found["teacher"] = {name: teachers[task][name] for name in ("score", "scores", "learning_rate", "trials")}
     return found
@@ -88,12 +88,19 @@ def _task(task: str, results: dict[Place, Result], teachers: dict[str, Result]) 
 
 def _run(result: Result) -> dict[str, Any]:
     """A run in short."""
-    kept = ("row", "student", "task", "seed", "scores", "validation", "teacher_score", "steps", "seconds", "machine")
+    kept = (
+        "row", "student", "task", "seed", "scores", "validation", "teacher_score", "steps", "machine", "learning_rate",
+        "trials",
+    )  # fmt: skip
     short = {name: result[name] for name in kept}
-    terms = {
-        s["name"]: {term: [round(x, 5) for x in ends] for term, ends in s["losses"].items()} for s in result["stages"]
+    stages = {
+        stage["name"]: {
+            "seconds": stage["seconds"],
+            "losses": {term: [round(x, 5) for x in ends] for term, ends in stage["losses"].items()},
+        }
+        for stage in result["stages"]
     }
-    return short | {"losses": terms}
+    return short | {"stages": stages}
 
 
 def _table(
@@ -146,7 +153,7 @@ def _cell(
     return Cell(
         runs,
         fmean(results[a]["score"] - results[b]["score"] for a, b in pairs),
-        np.mean([resampled[a] - resampled[b] for a, b in pairs], axis=0),
+        over_seeds(np.stack([resampled[a] - resampled[b] for a, b in pairs])),
     )
 
 
@@ -155,6 +162,7 @@ def _row(cells: list[Cell], tasks: list[str]) -> dict[str, Any]:
     runs = [run for cell in cells for run in cell.runs.values()]
     return {
         "parameters": _distinct(run["parameters"] for run in runs),
+        "seconds": fmean(sum(s["seconds"] for s in run["stages"]) for run in runs) if runs else None,
         "steps": _distinct(run["steps"] for run in runs),
         "tasks": {task: _figures([cell]) for task, cell in zip(tasks, cells, strict=True) if cell.runs},
         "average": _figures(cells) if all(cell.runs for cell in cells) else None,

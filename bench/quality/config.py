@@ -101,6 +101,8 @@ class Experiment:
         tasks: labelled texts.
         students: shapes.
         budget: what every method may spend.
+        learning_rates: of the last stage of every method, all tried; the one that is best on rows set aside from train
+            counts.
         methods: all that the tables compare.
         tables: which methods, with which seeds.
         common: options of every run: device, precision and the like.
@@ -111,6 +113,7 @@ class Experiment:
     tasks: dict[str, Task]
     students: dict[str, Student]
     budget: Budget
+    learning_rates: tuple[float, ...]
     methods: dict[str, Method]
     tables: dict[str, Table]
     common: dict[str, Any] = field(default_factory=dict)
@@ -189,8 +192,9 @@ def _check(experiment: Experiment) -> None:
         for key in getattr(experiment, what):
             if not re.fullmatch(r"[\w.]+", key):
                 raise ValueError(f"{what} has the key {key!r}: use letters, digits, _ and the full stop")
-    if not experiment.teacher.learning_rates:
-        raise ValueError("teacher.learning_rates is empty: name one, or several to choose from")
+    for what, rates in (("teacher.", experiment.teacher.learning_rates), ("", experiment.learning_rates)):
+        if not rates:
+            raise ValueError(f"{what}learning_rates is empty: name one, or several to choose from")
     _known("common", experiment.common, COMMON)
     _known("budget.task_steps", experiment.budget.task_steps, experiment.tasks)
     _known("tasks with steps in budget.task_steps", experiment.tasks, experiment.budget.task_steps)

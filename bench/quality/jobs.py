@@ -1,7 +1,8 @@
-"""The jobs of an experiment: the teachers, the general stages that several runs share, the runs. Imports no torch.
+"""The jobs of an experiment: the teachers, the stages that several runs share, the runs. Imports no torch.
 
-A job is called by what decides its outcome: its folder's name ends with a digest of its recipe and of the jobs that it
-starts from. Whoever changes the experiment gets other jobs, and those that it leaves as they were stay done.
+A job's folder ends with a digest of its recipe and of the jobs that it starts from. Whoever changes the experiment gets
+other jobs, and those that it leaves as they were stay done. Defaults and code are not in the digest: whoever changes
+what they come to begins with an empty work folder.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.quality.config import VARIED, Experiment, Method, lineage, recipe_of
-from fastdistill import Recipe, Student, Task, Teacher
+from fastdistill import Corpus, Recipe, Stage, Student, Task, Teacher
 from fastdistill.cli import overridden
 
 GENERAL = ("general", "masked")  # what stages read that has no labels of the task
+INDIFFERENT = ("verify_cache", "logging_steps", "save_steps", "finetune", "control")  # they decide no outcome
 FINETUNE = Method(recipe="recipes.finetune")
 
 
@@ -30,16 +32,16 @@ class Job:
 
     Args:
         name: such as ernie_tiny/4x384/rte/1: method, student, task, seed.
-        kind: trial = the teacher fine-tuned with one learning rate; teacher = the best of the trials; general = the
-            stages before any task is known; run = a method on a task.
+        kind: trial = a last stage with one learning rate, a method's or the teacher's fine-tuning; run, teacher = the
+            best of the trials; part = stages that come before the last one.
         recipe: with paths below the data folder, and models of other jobs by their folder; None where there is nothing
             to train.
-        needs: jobs whose models this one starts from, or chooses from.
+        needs: the trials to choose from; of the others the teacher and the part that it starts from, where there are.
         row, student, task, seed: what it is of; empty and 0 where it is of none.
     """
 
     name: str
-    kind: Literal["trial", "teacher", "general", "run"]
+    kind: Literal["trial", "teacher", "part", "run"]
     recipe: Recipe | None
     needs: tuple[Job, ...] = ()
     row: str = ""
@@ -50,7 +52,10 @@ class Job:
     @cached_property
     def folder(self) -> str:
         """Where it lies below the folder of all jobs."""
-        decisive = json.dumps([told(self.recipe), [need.folder for need in self.needs]], sort_keys=True)
+        recipe = told(self.recipe)
+        if recipe is not None:
+            recipe = {name: value for name, value in recipe.items() if name not in INDIFFERENT}
+        decisive = json.dumps([recipe, [need.folder for need in self.needs]], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}"
 
     @property
@@ -60,13 +65,20 @@ class Job:
 
     @property
     def steps(self) -> dict[str, int]:
-        """Optimiser steps on general text and on the task's, with those of the general job that it starts from."""
-        recipes = [job.recipe for job in (self, *self.needs) if job.recipe is not None]
-        stages = [stage for recipe in recipes for stage in recipe.stages.values()]
-        on = {True: 0, False: 0}
-        for stage in stages:
-            on[stage.data in GENERAL] += stage.steps or 0  # a trial counts epochs
-        return {"general": on[True], "task": on[False]}
+        """Optimiser steps on general text and on the task's, with those of the parts that it starts from."""
+        if self.recipe is None:
+            return self.needs[0].steps
+        taken = {"general": 0, "task": 0}
+        for stage in self.recipe.stages.values():
+            taken["general" if stage.data in GENERAL else "task"] += stage.steps or 0  # the teacher counts epochs
+        for part in self.parts:
+            taken = {text: steps + part.steps[text] for text, steps in taken.items()}
+        return taken
+
+    @property
+    def parts(self) -> list[Job]:
+        """The jobs whose students this one goes on with."""
+        return [need for need in self.needs if need.kind == "part"]
 
 
 def told(value: Any) -> Any:
@@ -126,7 +138,7 @@ def teacher(experiment: Experiment, task: str) -> Job:
             stages={name: tried},
             seed=spec.seed,
         )
-        trials.append(Job(f"teacher/{task}/{rate:g}", "trial", recipe, row=f"{rate:g}", task=task, seed=spec.seed))
+        trials.append(Job(f"teacher/{task}/{rate:g}", "trial", recipe, task=task, seed=spec.seed))
     return Job(f"teacher/{task}", "teacher", None, tuple(trials), task=task, seed=spec.seed)
 
 
@@ -156,28 +168,50 @@ class Row:
         except ValueError as error:
             raise ValueError(f"method {key}: {error}") from None
         stages = {name: stage for name, stage in recipe.stages.items() if not stage.skip}
+        (*_, last) = stages
+        if any("learning_rate" in method.overrides.get(last, {}).get("optim", {}) for method in methods):
+            raise ValueError(
+                f"method {key}: {last}.optim.learning_rate is given, but all of learning_rates are tried for the last "
+                "stage of every method: leave it out"
+            )
         varied = {group: {name for m in methods for name in m.overrides.get(group, ())} for group in VARIED}
         shares = {name: share for method in methods for name, share in method.shares.items()}
         return cls(key, replace(recipe, stages=stages), varied, shares)
 
 
 def run_of(experiment: Experiment, row: Row, student: str, task: str, seed: int, taught_by: Job) -> Job:
-    """A method on a task; it starts from the job of its stages on general text that do not know the task."""
+    """A method on a task: the best of its trials.
+
+    These start from the stages before the last one, which methods share that have the same: first those that do not
+    know the task, then the others.
+    """
     recipe = resolved(experiment, row, student, task, seed)
     recipe = replace(recipe, teacher=replace(recipe.teacher, finetuned=taught_by.model))
     needs = [taught_by]
-    first = {}
-    for name, stage in recipe.stages.items():
-        if stage.data not in GENERAL or stage.teacher == "finetuned":
-            break
-        first[name] = stage
-    if first:
-        alone = replace(recipe, teacher=Teacher(path=recipe.teacher.path), task=Task(), stages=first)
-        general = Job(f"general/{student}/{seed}", "general", alone, student=student, seed=seed)
-        rest = {name: stage for name, stage in recipe.stages.items() if name not in first}
-        recipe = replace(recipe, student=Student(path=general.model), stages=rest)
-        needs.append(general)
-    return Job(f"{row.key}/{student}/{task}/{seed}", "run", recipe, tuple(needs), row.key, student, task, seed)
+    stages = list(recipe.stages.items())
+    (last, final), before = stages[-1], stages[:-1]
+    general = list(takewhile(lambda item: item[1].data in GENERAL and item[1].teacher != "finetuned", before))
+    if general:
+        alone = staged(replace(recipe, teacher=Teacher(path=recipe.teacher.path), task=Task()), general)
+        part = Job(f"general/{student}/{seed}", "part", alone, student=student, seed=seed)
+        recipe, needs = replace(recipe, student=Student(path=part.model)), [taught_by, part]
+    if others := before[len(general) :]:
+        part = Job(
+            f"before/{student}/{task}/{seed}", "part", staged(recipe, others), tuple(needs), "", student, task, seed
+        )
+        recipe, needs = replace(recipe, student=Student(path=part.model)), [taught_by, part]
+    name, trials = f"{row.key}/{student}/{task}/{seed}", []
+    for rate in experiment.learning_rates:
+        tried = replace(final, optim=replace(final.optim, learning_rate=rate))
+        one = staged(recipe, [(last, tried)])
+        trials.append(Job(f"{name}/{rate:g}", "trial", one, tuple(needs), row.key, student, task, seed))
+    return Job(name, "run", None, tuple(trials), row.key, student, task, seed)
+
+
+def staged(recipe: Recipe, stages: list[tuple[str, Stage]]) -> Recipe:
+    """`recipe` with these stages, and with general text only where one of them reads it."""
+    reads = any(stage.data in GENERAL for _, stage in stages)
+    return replace(recipe, stages=dict(stages), general=recipe.general if reads else Corpus())
 
 
 def resolved(experiment: Experiment, row: Row, student: str, task: str, seed: int) -> Recipe:
@@ -191,7 +225,7 @@ def resolved(experiment: Experiment, row: Row, student: str, task: str, seed: in
         teacher=Teacher(path=experiment.teacher.path),
         student=replace(experiment.students[student], **own["student"]),
         general=experiment.general,
-        task=replace(experiment.tasks[task], **own["task"]),
+        task=replace(experiment.tasks[task], split_seed=experiment.teacher.seed, **own["task"]),
         finetune=replace(row.recipe.finetune, skip=True),
         control=replace(row.recipe.control, skip=True),
         seed=seed,

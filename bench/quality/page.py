@@ -21,14 +21,18 @@ METRICS = {
 INTRODUCTION = """\
 # Results
 
-Scores are of rows that no choice was made on, in %: the mean and the standard deviation over the seeds, and in brackets
-what that is of the teacher's score. Choices (the teacher's learning rate, the best epoch) were made on other rows.
-Every method of a table takes the same optimiser steps of the same number of tokens; those without a stage on general
-text take none there. The teacher is fine-tuned on each task with several learning rates.
+Scores are of rows that no choice was made on, in %, and in brackets what that is of the teacher's score; over several
+seeds the mean and the standard deviation. Choices were made on rows set aside from train, the same for teachers and
+all methods: the learning rate of the teacher and that of each method's last stage, out of those that are listed, and
+the best epoch of a stage with labels. Learning rates of earlier stages, temperatures and weights were set by hand.
+Every student of a table begins with the same layers of its teacher, if its line does not say otherwise, and takes the
+same optimiser steps of the same number of tokens; methods without a stage on general text take none there. What always
+gives the same answer scores as the line of that name says.
 
-A verdict is a paired bootstrap of 10,000 resamples of the test rows, all seeds together: the difference from the row
-that is compared with, and its 95 % interval. BEATS: the interval lies above 0. DOES NOT: it ends at 0 or below.
-INCONCLUSIVE: 0 lies inside.
+A verdict is a paired bootstrap of 10,000 resamples of the test rows and of the seeds: the difference from the row that
+is compared with, and its 95 % interval. BEATS: the interval lies above 0. DOES NOT: it ends at 0 or below.
+INCONCLUSIVE: 0 lies inside. With one seed the interval does not hold what another seed would change. Intervals are not
+widened for their number.
 """
 
 
@@ -48,6 +52,11 @@ def section(found: dict[str, Any]) -> str:
         for task, values in found["tasks"].items()
         if "teacher" in values
     ]
+    scored = [
+        f"{task} {values['test']['rows']:,} of {values['test']['origin']}"
+        for task, values in found["tasks"].items()
+        if "test" in values
+    ]
     again = [task for task, values in found["tasks"].items() if len(values["teacher_scores"]) > 1]
     (versions, *_) = found["versions"] or [{}]
     lines = [
@@ -57,7 +66,10 @@ def section(found: dict[str, Any]) -> str:
         f"{budget['general_steps']:,} steps of {budget['general_tokens']:,} tokens on general text, on the tasks "
         f"{', '.join(f'{task} {steps:,}' for task, steps in budget['task_steps'].items())} of "
         f"{budget['task_tokens']:,} tokens.\n",
-        f"Teachers (with learning rate): {', '.join(taught) or NOT_RUN}.\n",
+        f"Learning rates tried: {_rates(config['teacher']['learning_rates'])} for teachers, "
+        f"{_rates(config['learning_rates'])} for last stages. Teachers (and the rate chosen): "
+        f"{', '.join(taught) or NOT_RUN}.\n",
+        f"Scored rows: {', '.join(scored) or NOT_RUN}.\n",
     ]
     if again:
         lines.append(
@@ -67,6 +79,7 @@ def section(found: dict[str, Any]) -> str:
         for student, rows in table["students"].items():
             lines.append(f"### {key}, student {student}\n")
             if any(row["tasks"] for row in rows.values()):
+                lines.append(_sizes(table, rows))
                 lines += [scores(found, table, rows), "", verdicts(found, table, rows), ""]
             else:
                 lines.append("Not run.\n")
@@ -84,12 +97,27 @@ def scores(found: dict[str, Any], table: dict[str, Any], rows: dict[str, Any]) -
         f"|---|---:|{'---:|' * len(tasks)}---:|",
         f"| teacher | | {' | '.join(map(_percent, teacher))} | {_percent(whole)} |",
     ]
+    constant = [found["tasks"][task].get("constant") for task in tasks]
+    whole = None if None in constant else _mean([x for x in constant if x is not None])
+    lines.append(f"| always the same answer | | {' | '.join(map(_percent, constant))} | {_percent(whole)} |")
     for key, row in rows.items():
         cells = [_cell(row["tasks"].get(task), table["seeds"]) for task in tasks]
         steps = ", ".join(f"{n:,}" for n in sorted({step["general"] for step in row["steps"]})) or NOT_RUN
         cells.append(_cell(row["average"], table["seeds"]))
         lines.append(f"| {_title(found, key)} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _sizes(table: dict[str, Any], rows: dict[str, Any]) -> str:
+    """With how many seeds, and what the student has of its teacher's parameters; the heads of tasks differ a little."""
+    seeds = len(table["seeds"])
+    sizes = [size for row in rows.values() for size in row["parameters"]]
+    small, large = (max(size[name] for size in sizes) / 1e6 for name in ("student", "teacher"))
+    return f"{'One seed' if seeds == 1 else f'{seeds} seeds'}; {small:.1f}M parameters, the teacher has {large:.1f}M.\n"
+
+
+def _rates(rates: list[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
 
 
 def verdicts(found: dict[str, Any], table: dict[str, Any], rows: dict[str, Any]) -> str:

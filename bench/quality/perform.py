@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.quality.jobs import Job, placed, told
+from bench.quality.verdict import constant_score
 from bench.quality.work import Result, Work
 from bench.timing import device_name
 from fastdistill import Encoder, Recipe, run
@@ -37,6 +38,7 @@ def perform(job: Job, work: Work, data: Path) -> Result:
     """
     if job.recipe is None:
         return choose(job, work)
+    before = [stage for part in job.parts for stage in (work.result(part) or {})["stages"]]
     recipe = placed(job.recipe, data=data, models=work.jobs, output_dir=work.run(job), cache_dir=work.root / "cache")
     start = time.perf_counter()
     report = run(recipe, resume=True)
@@ -44,16 +46,15 @@ def perform(job: Job, work: Work, data: Path) -> Result:
     result: Result = {
         **about(job),
         "steps": job.steps,
-        "stages": report["stages"],
-        "parameters": report["student"]["parameters"],
-        "latency_ms": report["student"]["latency_ms"],
+        "stages": [*before, *report["stages"]],
+        "parameters": {name: report[name]["parameters"] for name in ("teacher", "student")},
         "recipe": told(job.recipe),
         "versions": report["versions"],
         "machine": device_name(Runtime.of(recipe).device.type),
         "command": f"python -m bench.quality {' '.join(sys.argv[1:])}",
     }
     answers: dict[str, np.ndarray] = {}
-    if job.kind != "general":
+    if job.kind == "trial":
         answers, scored = examined(recipe, space)
         validation = report["stages"][-1]["validation"]
         result |= scored | {"validation": validation, "teacher_score": report["teacher"]["score"]}
@@ -62,8 +63,8 @@ def perform(job: Job, work: Work, data: Path) -> Result:
     (*_, last) = job.recipe.stages
 
     def write(to: Path) -> None:
-        if job.kind != "run":  # with the projections, which the student's own folder lacks
-            shutil.copytree(space.stage(last), to / "model", ignore=shutil.ignore_patterns("result.json"))
+        # with the projections, which the student's own folder lacks
+        shutil.copytree(space.stage(last), to / "model", ignore=shutil.ignore_patterns("result.json"))
         if answers:
             np.savez_compressed(to / "predictions.npz", **answers)  # type: ignore[arg-type]
         shutil.copy(space.log, to / "log.jsonl")
@@ -75,26 +76,37 @@ def perform(job: Job, work: Work, data: Path) -> Result:
 
 
 def choose(job: Job, work: Work) -> Result:
-    """The teacher of a task: of its trials the one with the best score on the validation rows."""
-    trials = {trial.row: work.result(trial) for trial in job.needs}
-    results = {rate: result for rate, result in trials.items() if result is not None}
-    best = max(job.needs, key=lambda trial: results[trial.row]["validation"])
-    result: Result = {
-        **results[best.row],
+    """Of the trials that came to an end the one with the best score on the validation rows."""
+    results = {trial.folder: result for trial in job.needs if (result := work.result(trial)) is not None}
+    best = max(results, key=lambda folder: results[folder]["validation"])
+    chosen: Result = {
+        **results[best],
         **about(job),
-        "learning_rate": float(best.row),
-        "trials": {rate: {"validation": r["validation"], "seconds": r["seconds"]} for rate, r in results.items()},
+        "learning_rate": rate_of(results[best]),
+        "trials": [
+            {"learning_rate": rate_of(r), **{name: r[name] for name in ("validation", "score", "seconds")}}
+            for r in results.values()
+        ],
         "seconds": 0.0,
     }
+    if job.kind == "teacher" and not (work.jobs / best / "model").exists():
+        raise ValueError(f"the model of the best trial is lost: delete {work.jobs / best}, and it is made again")
+    left = shutil.ignore_patterns("model") if job.kind == "run" else None  # nothing starts from a run
 
     def write(to: Path) -> None:
-        shutil.copytree(work.job(best), to, dirs_exist_ok=True)
-        (to / "result.json").write_text(json.dumps(result, indent=1))
+        shutil.copytree(work.jobs / best, to, ignore=left, dirs_exist_ok=True)
+        (to / "result.json").write_text(json.dumps(chosen, indent=1))
 
     publish(work.job(job), write)
     for trial in job.needs:
-        shutil.rmtree(work.jobs / trial.model)
-    return result
+        shutil.rmtree(work.jobs / trial.model, ignore_errors=True)
+    return chosen
+
+
+def rate_of(result: Result) -> float:
+    """The learning rate of a trial."""
+    (stage,) = result["recipe"]["stages"].values()
+    return float(stage["optim"]["learning_rate"])
 
 
 def about(job: Job) -> Result:
@@ -112,11 +124,13 @@ def examined(recipe: Recipe, space: Workspace) -> tuple[dict[str, np.ndarray], R
     predictions = predict(encoder, task.test, device)
     metrics = metrics_of(replace(completed, label_names=task.label_names))
     scored = scores(metrics, predictions, gold)
-    return compact(predictions, gold), {
+    answers, classes = compact(predictions, gold), len(gold.names) if gold.names else 1
+    return answers, {
         "metric": metrics[0],
         "score": scored[metrics[0]],
         "scores": scored,
-        "classes": len(gold.names) if gold.names else 1,
+        "constant": constant_score(metrics[0], answers["labels"], classes),
+        "classes": classes,
         "test": {"rows": len(gold.rows), "origin": task.origins["test"]},
     }
 

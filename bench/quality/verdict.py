@@ -1,7 +1,8 @@
-"""Is one method better than another? A paired bootstrap over the test rows, with the task's own metric.
+"""Is one method better than another? A paired bootstrap over the test rows and the seeds, with the task's own metric.
 
-Every resample draws as many rows as there are, with replacement, the same for all predictions; it is held as the number
-of times that each row was drawn, so that the metric of thousands of resamples is a product of two matrices.
+Every resample draws as many rows as there are, with replacement, the same for all predictions, and as many seeds as
+there are; rows are held as the number of times that each was drawn, so that the metric of thousands of resamples is a
+product of two matrices.
 """
 
 from __future__ import annotations
@@ -27,6 +28,21 @@ def resampled_scores(
     return np.concatenate(
         [np.stack([of(counts) for of in metrics]) for counts in _draws(len(labels), resamples)], axis=1
     )
+
+
+def over_seeds(differences: np.ndarray) -> np.ndarray:
+    """``(resamples,)``: of ``(seeds, resamples)`` the mean over seeds that each resample draws anew."""
+    seeds, resamples = differences.shape
+    drawn = np.random.default_rng(1).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    return np.asarray((drawn * differences.T).sum(1) / seeds)
+
+
+def constant_score(metric: str, labels: np.ndarray, classes: int) -> float:
+    """The best score of those who give the same answer to every row."""
+    if metric == "entity_f1" or classes == 1:
+        return 0.0  # no entity at all; no correlation
+    once = np.ones((1, len(labels)))
+    return max(float(_metric(metric, np.full_like(labels, c), labels, classes)(once)[0]) for c in range(classes))
 
 
 def judge(differences: np.ndarray) -> dict[str, float | str]:

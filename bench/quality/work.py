@@ -3,6 +3,7 @@
     jobs/NAME-DIGEST/result.json  predictions.npz  log.jsonl     of a job that is done
     jobs/NAME-DIGEST/model/                                      where other jobs start from it
     runs/NAME-DIGEST/                                            a job that was interrupted, to be resumed
+    locks/                                                       who is at work on a job
     cache/                                                       tokenised text
 
 All but `result.json` and `predictions.npz` of a finished experiment may be deleted.
@@ -10,8 +11,10 @@ All but `result.json` and `predictions.npz` of a finished experiment may be dele
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,14 +51,27 @@ class Work:
     def state(self, job: Job) -> str:
         return "done" if self.done(job) else "begun" if self.run(job).exists() else "to do"
 
+    @contextmanager
+    def lock(self, job: Job) -> Iterator[bool]:
+        """Hold a job, so that no other process begins it; false if one is at work on it. A killed one lets go."""
+        path = self.root / "locks" / job.folder.replace("/", "_")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
     def todo(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those of `jobs` that are not done, each behind the jobs that it needs and that have no model to hand on."""
+        """Those of `jobs` that are not done, each behind what it needs: results of trials, models of all others."""
         order: dict[str, Job] = {}
 
         def visit(job: Job, *, with_model: bool) -> None:
             if job.folder not in order and not self.done(job, with_model=with_model):
                 for need in job.needs:
-                    visit(need, with_model=True)
+                    visit(need, with_model=job.kind != "run")
                 order[job.folder] = job
 
         for job in jobs:
@@ -64,8 +80,9 @@ class Work:
 
     def expected_seconds(self, job: Job) -> float:
         """The longest that a job of this kind took, of those most like it; 0 where there is none."""
-        paths = sorted(self.jobs.rglob("result.json"))
-        like = [r for r in map(json.loads, (path.read_text() for path in paths)) if r["kind"] == job.kind]
+        paths = (path.parent for path in self.jobs.rglob("result.json"))
+        results = [json.loads((path / "result.json").read_text()) for path in paths if not path.name.startswith(".")]
+        like = [result for result in results if result["kind"] == job.kind]
         for what in ("row", "student", "task"):
             like = [r for r in like if r[what] == getattr(job, what)] or like
         return max((r["seconds"] for r in like), default=0.0)

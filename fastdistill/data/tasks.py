@@ -46,7 +46,8 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
 
     The figures come from the data's test split where its labels are published, otherwise from its validation split.
     Choices are made on the validation split where the figures leave it free, otherwise on rows set aside from train.
-    Of data with nothing but a train split, rows for both are set aside. `seed` decides which.
+    Of data with nothing but a train split, rows for both are set aside. `task.split_seed` decides which, or
+    `seed`.
 
     Raises:
         FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
@@ -76,7 +77,7 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         next(iter(validations.values()), None),
         next(iter(tests.values()), None),
         task,
-        seed,
+        seed if task.split_seed is None else task.split_seed,
     )
     _check_variety(train, task, names, train_source.where)
     more = dict(list((tests or validations).items())[1:])

@@ -15,7 +15,7 @@ import torch
 from bench.quality import __main__ as quality
 from bench.quality import page
 from bench.quality.config import read
-from bench.quality.jobs import Row, all_jobs, placed, resolved
+from bench.quality.jobs import Job, Row, all_jobs, placed, resolved
 from bench.quality.work import Work
 from bench.table import ROOT
 from fastdistill import Teacher, run
@@ -32,6 +32,7 @@ tasks:
 students:
   2x12: {num_hidden_layers: 2, hidden_size: 12}
 budget: {general_steps: 7, general_tokens: 96, task_steps: {reviews: 6, stars: 5}, task_tokens: 64}
+learning_rates: [1e-9, 5e-3]
 common: {device: cpu, precision: fp32, logging_steps: 3, save_steps: 2}
 methods:
   control: {title: gold labels, recipe: recipes.finetune}
@@ -86,21 +87,12 @@ def outcome(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_job_is_done_once_and_leaves_no_more_than_it_must(done: Path) -> None:
     found = results(done)
-    assert sorted(found) == [
-        "control/2x12/reviews/1",
-        "control/2x12/stars/1",
-        "general/2x12/1",
-        "teacher/reviews",
-        "teacher/reviews/0.005",
-        "teacher/reviews/1e-09",
-        "teacher/stars",
-        "teacher/stars/0.005",
-        "teacher/stars/1e-09",
-        "tiny/2x12/reviews/1",
-        "tiny/2x12/stars/1",
-    ]
+    tried = [f"{row}2x12/{task}/1" for task in ("reviews", "stars") for row in ("control/", "tiny/")]
+    tried += ["teacher/reviews", "teacher/stars"]
+    parts = ["general/2x12/1", "before/2x12/reviews/1", "before/2x12/stars/1"]
+    assert sorted(found) == sorted(parts + [f"{name}{rate}" for name in tried for rate in ("", "/0.005", "/1e-09")])
     with_model = {name for name, result in found.items() if (result["folder"] / "model").exists()}
-    assert with_model == {"general/2x12/1", "teacher/reviews", "teacher/stars"}
+    assert with_model == {*parts, "teacher/reviews", "teacher/stars"}
     assert not [path for path in (done / "work" / "tiny" / "runs").rglob("*") if path.is_file()]
 
 
@@ -116,13 +108,24 @@ def test_the_best_teacher_on_validation_rows_teaches(done: Path) -> None:
     assert found["teacher/reviews"]["learning_rate"] == 5e-3, "a teacher that learnt nothing was chosen"
 
 
+def test_every_method_has_the_best_of_the_same_rates(done: Path) -> None:
+    found = results(done)
+    for name in ("control/2x12/reviews/1", "tiny/2x12/reviews/1", "control/2x12/stars/1", "tiny/2x12/stars/1"):
+        trials = [found[f"{name}/{rate}"] for rate in ("1e-09", "0.005")]
+        best = max(trials, key=lambda trial: trial["validation"])
+        assert (found[name]["score"], found[name]["validation"]) == (best["score"], best["validation"])
+        told = [(t["learning_rate"], t["validation"], t["score"]) for t in found[name]["trials"]]
+        assert told == [(r, t["validation"], t["score"]) for r, t in zip((1e-9, 5e-3), trials, strict=True)]
+    assert found["control/2x12/reviews/1"]["learning_rate"] == 5e-3, "a student that learnt nothing was chosen"
+
+
 def test_methods_spend_the_same_steps_on_the_same_text(done: Path) -> None:
     found = results(done)
     for task, steps in (("reviews", 6), ("stars", 5)):
         tiny, control = found[f"tiny/2x12/{task}/1"], found[f"control/2x12/{task}/1"]
-        general = found["general/2x12/1"]
-        assert [(s["name"], s["steps"]) for s in general["stages"]] == [("gd", 2)]
-        assert [s["steps"] for s in tiny["stages"]] == [5, 3 if steps == 6 else 2, 3]
+        for job, names in (("general/2x12/1", "gd"), (f"before/2x12/{task}/1", "gd ged tad")):
+            assert [stage["name"] for stage in found[job]["stages"]] == names.split()
+        assert [s["steps"] for s in tiny["stages"]] == [2, 5, 3 if steps == 6 else 2, 3]
         assert (tiny["steps"], control["steps"]) == ({"general": 7, "task": steps}, {"general": 0, "task": steps})
 
 
@@ -146,8 +149,10 @@ def test_a_method_from_shared_general_stages_is_the_method_run_whole(done: Path,
         data=data, models=tmp_path, output_dir=tmp_path / "out", cache_dir=tmp_path / "cache",
     )  # fmt: skip
     teacher = Teacher(path=recipe.teacher.path, finetuned=str(found["teacher/reviews"]["folder"] / "model"))
-    report = run(replace(recipe, teacher=teacher))
-    in_parts = [*found["general/2x12/1"]["stages"], *found["tiny/2x12/reviews/1"]["stages"]]
+    rate = found["tiny/2x12/reviews/1"]["learning_rate"]
+    tsd = replace(recipe.stages["tsd"], optim=replace(recipe.stages["tsd"].optim, learning_rate=rate))
+    report = run(replace(recipe, teacher=teacher, stages={**recipe.stages, "tsd": tsd}))
+    in_parts = found["tiny/2x12/reviews/1"]["stages"]
     assert [s["losses"] for s in report["stages"]] == [s["losses"] for s in in_parts]
     assert report["student"]["score"] == found["tiny/2x12/reviews/1"]["score"]
 
@@ -158,10 +163,50 @@ def test_what_is_done_is_not_done_again(done: Path, data: Path, monkeypatch: pyt
 
     monkeypatch.setattr("bench.quality.perform.perform", refuse)
     start(done, data)
+    start(done, data, config=CONFIG.replace("save_steps: 2", "save_steps: 3"))  # which decides no outcome
     other = CONFIG.replace("task_tokens: 64", "task_tokens: 65")
-    with pytest.raises(AssertionError, match="trained again"):
+    with pytest.raises(SystemExit, match="jobs failed: control/2x12/reviews/1/1e-09"):
         start(done, data, config=other)
     (done / "tiny.yaml").write_text(CONFIG)
+
+
+def test_general_text_decides_nothing_for_who_reads_none(done: Path, tmp_path: Path) -> None:
+    folders = []
+    for length in (16, 12):
+        (tmp_path / "tiny.yaml").write_text(
+            CONFIG.replace("general.txt, max_length: 16", f"g.txt, max_length: {length}")
+        )
+        folders.append({job.name: job.folder for job in quality.with_needs(all_jobs(read(tmp_path / "tiny.yaml")))})
+    changed = {name for name, folder in folders[0].items() if folders[1][name] != folder}
+    assert {name.split("/")[0] for name in changed} == {"tiny", "before", "general"}
+
+
+def test_two_processes_share_the_work(
+    done: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What another one is at work on, and what needs it, is left; what it has done meanwhile is not done again."""
+    shutil.copytree(done / "work", tmp_path / "work")
+    jobs = tmp_path / "work" / "tiny" / "jobs"
+    shutil.rmtree(jobs / "control")
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    found = {job.name: job for job in quality.with_needs(all_jobs(read(tmp_path / "tiny.yaml")))}
+    busy = found["control/2x12/reviews/1/1e-09"]
+    with Work(tmp_path / "work" / "tiny").lock(busy) as free:
+        assert free
+        start(tmp_path, data)
+    assert f"left to the process that is at work on it: {busy.name}" in capsys.readouterr().out
+    assert found.keys() - results(tmp_path).keys() == {busy.name, "control/2x12/reviews/1"}
+    start(tmp_path, data)
+    assert found.keys() == results(tmp_path).keys()
+
+
+def test_the_best_of_the_trials_that_came_to_an_end(done: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "work", tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "tiny" / "jobs" / "control")
+    config = CONFIG.replace("learning_rates: [1e-9, 5e-3]\ncommon", "learning_rates: [1e-9, 1e30]\ncommon")
+    with pytest.raises(SystemExit, match=r"1 jobs failed: control/2x12/reviews/1/1e\+30"):
+        start(tmp_path, data, "--only=control/2x12/reviews/1*", config=config)
+    assert results(tmp_path)["control/2x12/reviews/1"]["learning_rate"] == 1e-9
 
 
 def test_killed_in_the_middle_and_started_again_gives_the_same(
@@ -170,7 +215,7 @@ def test_killed_in_the_middle_and_started_again_gives_the_same(
     only = "--only=tiny/2x12/reviews/1"
     shutil.copytree(done / "work", tmp_path / "work")
     jobs = tmp_path / "work" / "tiny" / "jobs"
-    for job in ("general", "tiny"):
+    for job in ("general", "before", "tiny"):
         shutil.rmtree(jobs / job)
     step, calls, kills = torch.optim.AdamW.step, 0, [2, 6, 13]  # in GD, in GED, in TAD
 
@@ -188,7 +233,7 @@ def test_killed_in_the_middle_and_started_again_gives_the_same(
         start(tmp_path, data, "--list")
         assert capsys.readouterr().out.count("begun") == 1
     start(tmp_path, data, only)
-    assert calls == 13 + 6, "stages that were done have been done again"
+    assert calls == 13 + 3 + 2 * 3, "stages that were done have been done again"
     again, before = results(tmp_path), results(done)
     assert "tiny/2x12/stars/1" not in again, "more was done than was asked for"
     assert outcome(again["tiny/2x12/reviews/1"]) == outcome(before["tiny/2x12/reviews/1"])
@@ -202,18 +247,22 @@ def test_models_that_are_lost_are_made_again_where_something_starts_from_them(tm
         "teacher/reviews/0.005",
         "teacher/reviews",
     ]
-    assert len(work.todo(jobs)) == len(quality.with_needs(jobs)) == 11
+    assert len(work.todo(jobs)) == len(quality.with_needs(jobs)) == 21
     for job in quality.with_needs(jobs):
         work.job(job).mkdir(parents=True)
         (work.job(job) / "result.json").write_text("{}")
     assert work.todo(jobs) == []
     (run,) = (job for job in jobs if job.name == "tiny/2x12/stars/1")
     (work.job(run) / "result.json").unlink()
-    trials = ["teacher/stars/1e-09", "teacher/stars/0.005"]
-    assert [job.name for job in work.todo(jobs)] == [*trials, "teacher/stars", "general/2x12/1", run.name]
-    for need in run.needs:
+    assert work.todo(jobs) == [run], "to choose among trials takes no model"
+    trial = run.needs[0]
+    (work.job(trial) / "result.json").unlink()
+    of_teacher = ["teacher/stars/1e-09", "teacher/stars/0.005", "teacher/stars"]
+    parts = ["general/2x12/1", "before/2x12/stars/1"]
+    assert [job.name for job in work.todo(jobs)] == [*of_teacher, *parts, trial.name, run.name]
+    for need in trial.needs:
         (work.jobs / need.model).mkdir()
-    assert work.todo(jobs) == [run]
+    assert work.todo(jobs) == [trial, run]
 
 
 def test_time_is_kept(done: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,26 +270,36 @@ def test_time_is_kept(done: Path, data: Path, tmp_path: Path, capsys: pytest.Cap
         start(tmp_path, data, "--most_seconds=0")
         assert len(results(tmp_path)) == jobs
     assert "stopped before" in capsys.readouterr().out
-    experiment = read(done / "tiny.yaml")
-    runs = {job.name: job for job in all_jobs(experiment)}
+    shutil.copy(tmp_path / "tiny.yaml", tmp_path / "other.yaml")
+    quality.main([
+        "--config", f"{tmp_path / 'tiny.yaml'}", f"{tmp_path / 'other.yaml'}", f"--data={data}",
+        f"--work={tmp_path / 'work'}", "--most_seconds=0",
+    ])  # fmt: skip
+    assert len(results(tmp_path)) == 3
+    assert not (tmp_path / "work" / "other").exists(), "an experiment was begun when there was no time left"
+
+    (trial, *others) = [job for job in all_jobs(read(done / "tiny.yaml")) if job.name == "tiny/2x12/stars/1"][0].needs
     seconds = {name: result["seconds"] for name, result in results(done).items()}
     work = Work(done / "work" / "tiny")
-    assert work.expected_seconds(runs["tiny/2x12/stars/1"]) == seconds["tiny/2x12/stars/1"]
-    unknown = replace(runs["tiny/2x12/stars/1"], row="new")
-    assert work.expected_seconds(unknown) == max(seconds[f"{row}/2x12/stars/1"] for row in ("tiny", "control"))
-    assert Work(tmp_path / "none").expected_seconds(runs["tiny/2x12/stars/1"]) == 0
+    (work.jobs / ".torn.tmp").mkdir()
+    (work.jobs / ".torn.tmp" / "result.json").touch()  # as a kill leaves it
+    assert work.expected_seconds(trial) == max(seconds[job.name] for job in (trial, *others))
+    unknown = replace(trial, row="new")
+    like = [seconds[f"{row}/2x12/stars/1/{rate}"] for row in ("tiny", "control") for rate in ("1e-09", "0.005")]
+    assert work.expected_seconds(unknown) == max(like)
+    assert Work(tmp_path / "none").expected_seconds(trial) == 0
+    shutil.rmtree(work.jobs / ".torn.tmp")
 
 
 def test_a_job_that_fails_stops_no_other(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = CONFIG.replace("tasks/reviews", "tasks/missing")
-    with pytest.raises(SystemExit, match="4 jobs failed: teacher/reviews/1e-09"):
+    with pytest.raises(SystemExit, match="6 jobs failed: teacher/reviews/1e-09"):
         start(tmp_path, data, "--only=control/*", config=config)
     told = capsys.readouterr()
     assert "failed: teacher/reviews/1e-09" in told.err
-    assert "left out: control/2x12/reviews/1, for teacher/reviews failed" in told.out
-    assert results(tmp_path).keys() == {
-        "teacher/stars", "teacher/stars/1e-09", "teacher/stars/0.005", "control/2x12/stars/1",
-    }  # fmt: skip
+    assert "left out: control/2x12/reviews/1/1e-09, for teacher/reviews failed" in told.out
+    made = {f"{name}{rate}" for name in ("teacher/stars", "control/2x12/stars/1") for rate in ("", "/1e-09", "/0.005")}
+    assert results(tmp_path).keys() == made
 
 
 def test_results_are_collected_and_printed(
@@ -268,6 +327,29 @@ def test_results_are_collected_and_printed(
     assert str(data) not in json.dumps(found), "a path of this machine is in the results"
 
 
+def test_results_are_not_overwritten_by_fewer(
+    done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "RESULTS", tmp_path)
+    start(done, data, "--collect=machine")
+    path = tmp_path / "machine" / "quality_tiny.json"
+    before = path.read_text()
+    shutil.copytree(done / "work", tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "tiny" / "jobs" / "control")
+    with pytest.raises(SystemExit, match=r"quality_tiny.json has 2 runs that .* such as control/2x12/reviews/1: coll"):
+        start(tmp_path, data, "--collect=machine")
+    assert path.read_text() == before
+
+
+def test_an_experiment_for_a_gpu_is_left_out_without_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    start(tmp_path, data, config=CONFIG.replace("device: cpu", "device: cuda"))
+    assert "left out: tiny, for it is made for a GPU, and there is none" in capsys.readouterr().out
+    assert not (tmp_path / "work").exists()
+
+
 def test_nothing_to_collect_is_said(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no finished run of tiny"):
         start(tmp_path, data, "--collect=machine")
@@ -288,6 +370,8 @@ def test_nothing_to_collect_is_said(data: Path, tmp_path: Path) -> None:
         ("overrides: {gd: {optim", "overrides: {gd: {steps: 9, optim", r"gd\.steps is 9, but the budget.*shares"),
         ("overrides: {gd: {optim", "overrides: {gd: {epochs: 9, optim", r"gd\.epochs is 9, but the budget"),
         ("overrides: {gd: {optim", "overrides: {gd: {tokens_per_batch: 9, optim", r"tokens_per_batch is 9, but"),
+        ("{gd: {optim: {learning_rate: 5e-3}}}", "{tsd: {optim: {learning_rate: 1}}}", r"tsd\.optim.* leave it out"),
+        ("learning_rates: [1e-9, 5e-3]\ncommon", "learning_rates: []\ncommon", "learning_rates is empty"),
         ("general_steps: 7", "general_steps: 1", "method tiny: 1 steps leave none for stage gd"),
         ("recipe: recipes.ernie_tiny", "recipe: recipes.ernie", "recipe recipes.ernie cannot be had"),
         ("recipe: recipes.ernie_tiny", "base: tiny", "variant of itself"),
@@ -331,16 +415,35 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
         start(tmp_path, tmp_path / "none")
 
 
+def job_chain(run: Job) -> list[Job]:
+    """The jobs that train the student of a run, the first one first."""
+    chain = [run.needs[0]]
+    while chain[0].parts:
+        chain = [*chain[0].parts, *chain]
+    return chain
+
+
+def rate_of(trial: Job) -> float:
+    assert trial.recipe is not None
+    (stage,) = trial.recipe.stages.values()
+    return stage.optim.learning_rate
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "bench" / "quality").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_experiments_of_the_repository_are_at_equal_steps(path: Path) -> None:
     experiment = read(path)
     budget, jobs = experiment.budget, [job for job in all_jobs(experiment) if job.kind == "run"]
-    assert len({job.folder for job in jobs}) == len(jobs)
-    assert {table.against for table in experiment.tables.values()} <= {"control", "ernie_tiny"}
     for job in jobs:
         assert job.steps["general"] in (0, budget.general_steps)
         assert job.steps["task"] == budget.task_steps[job.task]
-        stages = [s for part in (job, *job.needs) if part.recipe for s in part.recipe.stages.values()]
+        chain = job_chain(job)
+        first, rates = chain[0].recipe, [rate_of(trial) for trial in job.needs]
+        assert first is not None
+        assert rates == list(experiment.learning_rates)
+        own = {"init": "random"} if job.row == "random" else {}
+        assert first.student == replace(experiment.students[job.student], **own)
+        assert {part.recipe.task.split_seed for part in chain if part.recipe and part.task} == {experiment.teacher.seed}
+        stages = [stage for part in chain if part.recipe for stage in part.recipe.stages.values()]
         assert {(s.data, s.tokens_per_batch) for s in stages} <= {
             ("general", budget.general_tokens),
             ("task", budget.task_tokens),

@@ -20,7 +20,8 @@ def cell(score: float, sd: float | None, seeds: list[int], verdict: str | None =
 FOUND: dict[str, Any] = {
     "experiment": "small",
     "config": {
-        "teacher": {"path": "teachers/big"},
+        "teacher": {"path": "teachers/big", "learning_rates": [2e-5, 1e-4]},
+        "learning_rates": [5e-5, 2e-4],
         "general": {"path": "text/wiki.txt"},
         "budget": {
             "general_steps": 1000, "general_tokens": 2048, "task_steps": {"rte": 600, "stsb": 700}, "task_tokens": 512,
@@ -34,9 +35,15 @@ FOUND: dict[str, Any] = {
             "teacher_scores": [0.7, 0.72],
             "metric": "accuracy",
             "test": {"rows": 277, "origin": "validation"},
+            "constant": 0.527,
             "teacher": {"score": 0.72, "scores": {}, "learning_rate": 1e-4, "trials": {}},
         },
-        "stsb": {"teacher_scores": [0.8], "metric": "pearson", "test": {"rows": 1500, "origin": "validation"}},
+        "stsb": {
+            "teacher_scores": [0.8],
+            "metric": "pearson",
+            "test": {"rows": 1500, "origin": "test"},
+            "constant": 0.0,
+        },
     },
     "tables": {
         "methods": {
@@ -46,11 +53,13 @@ FOUND: dict[str, Any] = {
             "students": {
                 "4x384": {
                     "control": {
+                        "parameters": [{"teacher": 33_360_000, "student": 19_160_000}],
                         "steps": [{"general": 0, "task": 600}],
                         "tasks": {"rte": cell(0.6, 0.012, [1, 2]), "stsb": cell(0.7, None, [1])},
                         "average": cell(0.65, None, [1]),
                     },
                     "tiny": {
+                        "parameters": [{"teacher": 33_360_000, "student": 19_160_000}],
                         "steps": [{"general": 1000, "task": 600}],
                         "tasks": {
                             "rte": cell(0.631, 0.02, [1, 2], "BEATS"),
@@ -58,7 +67,7 @@ FOUND: dict[str, Any] = {
                         },
                         "average": cell(0.681, 0.01, [1, 2], "BEATS"),
                     },
-                    "other": {"steps": [], "tasks": {}, "average": None},
+                    "other": {"parameters": [], "steps": [], "tasks": {}, "average": None},
                 }
             },
         }
@@ -73,9 +82,12 @@ def test_scores_and_verdicts() -> None:
     assert text[start:].split("\n") == [
         "### methods, student 4x384",
         "",
+        "2 seeds; 19.2M parameters, the teacher has 33.4M.",
+        "",
         "| | general steps | rte, accuracy | stsb, Pearson | average |",
         "|---|---:|---:|---:|---:|",
         "| teacher | | 71.0 | 80.0 | 75.5 |",
+        "| always the same answer | | 52.7 | 0.0 | 26.4 |",
         "| gold labels | 0 | 60.0 ± 1.2 (97.5 %) | 70.0 (97.5 %; 1 of 2 seeds) | 65.0 (97.5 %; 1 of 2 seeds) |",
         "| tiny | 1,000 | 63.1 ± 2.0 (97.5 %) | 73.1 ± 0.0 (97.5 %) | 68.1 ± 1.0 (97.5 %) |",
         "| other | not run | not run | not run | not run |",
@@ -101,7 +113,9 @@ def test_the_setting_is_said() -> None:
     text = page.section(FOUND)
     assert "AMD EPYC, 2 threads; torch 2.13.0, transformers 5.14.0. Teacher big, general text wiki.txt;" in text
     assert "1,000 steps of 2,048 tokens on general text, on the tasks rte 600, stsb 700 of 512 tokens." in text
-    assert "Teachers (with learning rate): rte 72.0 (0.0001)." in text
+    assert "Learning rates tried: 2e-05, 0.0001 for teachers, 5e-05, 0.0002 for last stages." in text
+    assert "Teachers (and the rate chosen): rte 72.0 (0.0001)." in text
+    assert "Scored rows: rte 277 of validation, stsb 1,500 of test." in text
     assert "The teacher of rte was fine-tuned more than once" in text
     once = copy.deepcopy(FOUND)
     once["tasks"]["rte"]["teacher_scores"] = [0.72]
