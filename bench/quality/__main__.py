@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,15 @@ def do(jobs: list[Job], work: Work, data: Path, clock: Clock) -> tuple[list[str]
                 if not free:
                     print(f"left to the process that is at work on it: {job.name}")
                     elsewhere.add(job.folder)
-                elif first() == job:  # no other process has done it meanwhile
+                elif (now := first()) and now.folder == job.folder:  # no other process has done it meanwhile
                     print(f"\n{job.name}" + (f", some {expected:.0f} s" if expected else ""), flush=True)
                     try:
                         result = perform(job, work, data)
                     except Exception as error:  # whatever it is, the other jobs can do without this one
                         remedy = f"; to begin it anew, delete {work.run(job)}" if work.run(job).exists() else ""
-                        print(f"failed: {job.name}: {error or type(error).__name__}{remedy}", file=sys.stderr)
+                        if not isinstance(error, (ValueError, OSError, FloatingPointError)):
+                            traceback.print_exc()
+                        print(f"failed: {job.name}: {error}{remedy}", file=sys.stderr)
                         failed[job.folder] = job.name
                         continue
                     scored = f", {result['metric']} {result['score']:.4f}" if "score" in result else ""

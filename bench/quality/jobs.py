@@ -26,7 +26,7 @@ INDIFFERENT = ("verify_cache", "logging_steps", "save_steps", "finetune", "contr
 FINETUNE = Method(recipe="recipes.finetune")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """A piece of work that is done whole or not at all, and goes on where it was interrupted.
 
@@ -74,6 +74,13 @@ class Job:
         for part in self.parts:
             taken = {text: steps + part.steps[text] for text, steps in taken.items()}
         return taken
+
+    @property
+    def learning_rate(self) -> float:
+        """What a trial tries."""
+        assert self.recipe is not None
+        (stage,) = self.recipe.stages.values()
+        return stage.optim.learning_rate
 
     @property
     def parts(self) -> list[Job]:

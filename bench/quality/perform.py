@@ -77,36 +77,30 @@ def perform(job: Job, work: Work, data: Path) -> Result:
 
 def choose(job: Job, work: Work) -> Result:
     """Of the trials that came to an end the one with the best score on the validation rows."""
-    results = {trial.folder: result for trial in job.needs if (result := work.result(trial)) is not None}
-    best = max(results, key=lambda folder: results[folder]["validation"])
+    results = {trial: result for trial in job.needs if (result := work.result(trial)) is not None}
+    best = max(results, key=lambda trial: results[trial]["validation"])
     chosen: Result = {
         **results[best],
         **about(job),
-        "learning_rate": rate_of(results[best]),
+        "learning_rate": best.learning_rate,
         "trials": [
-            {"learning_rate": rate_of(r), **{name: r[name] for name in ("validation", "score", "seconds")}}
-            for r in results.values()
+            {"learning_rate": trial.learning_rate, **{n: r[n] for n in ("validation", "score", "seconds")}}
+            for trial, r in results.items()
         ],
         "seconds": 0.0,
     }
-    if job.kind == "teacher" and not (work.jobs / best / "model").exists():
-        raise ValueError(f"the model of the best trial is lost: delete {work.jobs / best}, and it is made again")
+    if job.kind == "teacher" and not (work.jobs / best.model).exists():
+        raise ValueError(f"the model of the best trial is lost: delete {work.job(best)}, and it is made again")
     left = shutil.ignore_patterns("model") if job.kind == "run" else None  # nothing starts from a run
 
     def write(to: Path) -> None:
-        shutil.copytree(work.jobs / best, to, ignore=left, dirs_exist_ok=True)
+        shutil.copytree(work.job(best), to, ignore=left, dirs_exist_ok=True)
         (to / "result.json").write_text(json.dumps(chosen, indent=1))
 
     publish(work.job(job), write)
     for trial in job.needs:
         shutil.rmtree(work.jobs / trial.model, ignore_errors=True)
     return chosen
-
-
-def rate_of(result: Result) -> float:
-    """The learning rate of a trial."""
-    (stage,) = result["recipe"]["stages"].values()
-    return float(stage["optim"]["learning_rate"])
 
 
 def about(job: Job) -> Result:

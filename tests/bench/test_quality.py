@@ -24,7 +24,7 @@ from fastdistill.metrics import score
 from tests.tiny import make_teacher, make_texts
 
 CONFIG = """
-teacher: {path: teacher, learning_rates: [1e-9, 5e-3], epochs: 3, tokens_per_batch: 96}
+teacher: {path: teacher, learning_rates: [5e-5, 5e-3], epochs: 3, tokens_per_batch: 96}
 general: {path: general.txt, max_length: 16}
 tasks:
   reviews: {path: tasks/reviews, max_length: 16, validation_size: 20}
@@ -32,7 +32,7 @@ tasks:
 students:
   2x12: {num_hidden_layers: 2, hidden_size: 12}
 budget: {general_steps: 7, general_tokens: 96, task_steps: {reviews: 6, stars: 5}, task_tokens: 64}
-learning_rates: [1e-9, 5e-3]
+learning_rates: [5e-5, 5e-3]
 common: {device: cpu, precision: fp32, logging_steps: 3, save_steps: 2}
 methods:
   control: {title: gold labels, recipe: recipes.finetune}
@@ -90,7 +90,7 @@ def test_every_job_is_done_once_and_leaves_no_more_than_it_must(done: Path) -> N
     tried = [f"{row}2x12/{task}/1" for task in ("reviews", "stars") for row in ("control/", "tiny/")]
     tried += ["teacher/reviews", "teacher/stars"]
     parts = ["general/2x12/1", "before/2x12/reviews/1", "before/2x12/stars/1"]
-    assert sorted(found) == sorted(parts + [f"{name}{rate}" for name in tried for rate in ("", "/0.005", "/1e-09")])
+    assert sorted(found) == sorted(parts + [f"{name}{rate}" for name in tried for rate in ("", "/0.005", "/5e-05")])
     with_model = {name for name, result in found.items() if (result["folder"] / "model").exists()}
     assert with_model == {*parts, "teacher/reviews", "teacher/stars"}
     assert not [path for path in (done / "work" / "tiny" / "runs").rglob("*") if path.is_file()]
@@ -99,7 +99,7 @@ def test_every_job_is_done_once_and_leaves_no_more_than_it_must(done: Path) -> N
 def test_the_best_teacher_on_validation_rows_teaches(done: Path) -> None:
     found = results(done)
     for task in ("reviews", "stars"):
-        trials = {rate: found[f"teacher/{task}/{rate}"] for rate in ("0.005", "1e-09")}
+        trials = {rate: found[f"teacher/{task}/{rate}"] for rate in ("0.005", "5e-05")}
         best = max(trials, key=lambda rate: trials[rate]["validation"])
         teacher = found[f"teacher/{task}"]
         assert (teacher["learning_rate"], teacher["score"]) == (float(best), trials[best]["score"])
@@ -111,11 +111,11 @@ def test_the_best_teacher_on_validation_rows_teaches(done: Path) -> None:
 def test_every_method_has_the_best_of_the_same_rates(done: Path) -> None:
     found = results(done)
     for name in ("control/2x12/reviews/1", "tiny/2x12/reviews/1", "control/2x12/stars/1", "tiny/2x12/stars/1"):
-        trials = [found[f"{name}/{rate}"] for rate in ("1e-09", "0.005")]
+        trials = [found[f"{name}/{rate}"] for rate in ("5e-05", "0.005")]
         best = max(trials, key=lambda trial: trial["validation"])
         assert (found[name]["score"], found[name]["validation"]) == (best["score"], best["validation"])
         told = [(t["learning_rate"], t["validation"], t["score"]) for t in found[name]["trials"]]
-        assert told == [(r, t["validation"], t["score"]) for r, t in zip((1e-9, 5e-3), trials, strict=True)]
+        assert told == [(r, t["validation"], t["score"]) for r, t in zip((5e-5, 5e-3), trials, strict=True)]
     assert found["control/2x12/reviews/1"]["learning_rate"] == 5e-3, "a student that learnt nothing was chosen"
 
 
@@ -165,7 +165,7 @@ def test_what_is_done_is_not_done_again(done: Path, data: Path, monkeypatch: pyt
     start(done, data)
     start(done, data, config=CONFIG.replace("save_steps: 2", "save_steps: 3"))  # which decides no outcome
     other = CONFIG.replace("task_tokens: 64", "task_tokens: 65")
-    with pytest.raises(SystemExit, match="jobs failed: control/2x12/reviews/1/1e-09"):
+    with pytest.raises(SystemExit, match="jobs failed: control/2x12/reviews/1/5e-05"):
         start(done, data, config=other)
     (done / "tiny.yaml").write_text(CONFIG)
 
@@ -190,7 +190,7 @@ def test_two_processes_share_the_work(
     shutil.rmtree(jobs / "control")
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     found = {job.name: job for job in quality.with_needs(all_jobs(read(tmp_path / "tiny.yaml")))}
-    busy = found["control/2x12/reviews/1/1e-09"]
+    busy = found["control/2x12/reviews/1/5e-05"]
     with Work(tmp_path / "work" / "tiny").lock(busy) as free:
         assert free
         start(tmp_path, data)
@@ -203,10 +203,10 @@ def test_two_processes_share_the_work(
 def test_the_best_of_the_trials_that_came_to_an_end(done: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(done / "work", tmp_path / "work")
     shutil.rmtree(tmp_path / "work" / "tiny" / "jobs" / "control")
-    config = CONFIG.replace("learning_rates: [1e-9, 5e-3]\ncommon", "learning_rates: [1e-9, 1e30]\ncommon")
+    config = CONFIG.replace("learning_rates: [5e-5, 5e-3]\ncommon", "learning_rates: [5e-5, 1e30]\ncommon")
     with pytest.raises(SystemExit, match=r"1 jobs failed: control/2x12/reviews/1/1e\+30"):
         start(tmp_path, data, "--only=control/2x12/reviews/1*", config=config)
-    assert results(tmp_path)["control/2x12/reviews/1"]["learning_rate"] == 1e-9
+    assert results(tmp_path)["control/2x12/reviews/1"]["learning_rate"] == 5e-5
 
 
 def test_killed_in_the_middle_and_started_again_gives_the_same(
@@ -243,7 +243,7 @@ def test_models_that_are_lost_are_made_again_where_something_starts_from_them(tm
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     jobs, work = all_jobs(read(tmp_path / "tiny.yaml")), Work(tmp_path / "work")
     assert [job.name for job in work.todo(jobs)][:3] == [
-        "teacher/reviews/1e-09",
+        "teacher/reviews/5e-05",
         "teacher/reviews/0.005",
         "teacher/reviews",
     ]
@@ -257,7 +257,7 @@ def test_models_that_are_lost_are_made_again_where_something_starts_from_them(tm
     assert work.todo(jobs) == [run], "to choose among trials takes no model"
     trial = run.needs[0]
     (work.job(trial) / "result.json").unlink()
-    of_teacher = ["teacher/stars/1e-09", "teacher/stars/0.005", "teacher/stars"]
+    of_teacher = ["teacher/stars/5e-05", "teacher/stars/0.005", "teacher/stars"]
     parts = ["general/2x12/1", "before/2x12/stars/1"]
     assert [job.name for job in work.todo(jobs)] == [*of_teacher, *parts, trial.name, run.name]
     for need in trial.needs:
@@ -285,7 +285,7 @@ def test_time_is_kept(done: Path, data: Path, tmp_path: Path, capsys: pytest.Cap
     (work.jobs / ".torn.tmp" / "result.json").touch()  # as a kill leaves it
     assert work.expected_seconds(trial) == max(seconds[job.name] for job in (trial, *others))
     unknown = replace(trial, row="new")
-    like = [seconds[f"{row}/2x12/stars/1/{rate}"] for row in ("tiny", "control") for rate in ("1e-09", "0.005")]
+    like = [seconds[f"{row}/2x12/stars/1/{rate}"] for row in ("tiny", "control") for rate in ("5e-05", "0.005")]
     assert work.expected_seconds(unknown) == max(like)
     assert Work(tmp_path / "none").expected_seconds(trial) == 0
     shutil.rmtree(work.jobs / ".torn.tmp")
@@ -293,12 +293,12 @@ def test_time_is_kept(done: Path, data: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_job_that_fails_stops_no_other(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = CONFIG.replace("tasks/reviews", "tasks/missing")
-    with pytest.raises(SystemExit, match="6 jobs failed: teacher/reviews/1e-09"):
+    with pytest.raises(SystemExit, match="6 jobs failed: teacher/reviews/5e-05"):
         start(tmp_path, data, "--only=control/*", config=config)
     told = capsys.readouterr()
-    assert "failed: teacher/reviews/1e-09" in told.err
-    assert "left out: control/2x12/reviews/1/1e-09, for teacher/reviews failed" in told.out
-    made = {f"{name}{rate}" for name in ("teacher/stars", "control/2x12/stars/1") for rate in ("", "/1e-09", "/0.005")}
+    assert "failed: teacher/reviews/5e-05" in told.err
+    assert "left out: control/2x12/reviews/1/5e-05, for teacher/reviews failed" in told.out
+    made = {f"{name}{rate}" for name in ("teacher/stars", "control/2x12/stars/1") for rate in ("", "/5e-05", "/0.005")}
     assert results(tmp_path).keys() == made
 
 
@@ -371,7 +371,7 @@ def test_nothing_to_collect_is_said(data: Path, tmp_path: Path) -> None:
         ("overrides: {gd: {optim", "overrides: {gd: {epochs: 9, optim", r"gd\.epochs is 9, but the budget"),
         ("overrides: {gd: {optim", "overrides: {gd: {tokens_per_batch: 9, optim", r"tokens_per_batch is 9, but"),
         ("{gd: {optim: {learning_rate: 5e-3}}}", "{tsd: {optim: {learning_rate: 1}}}", r"tsd\.optim.* leave it out"),
-        ("learning_rates: [1e-9, 5e-3]\ncommon", "learning_rates: []\ncommon", "learning_rates is empty"),
+        ("learning_rates: [5e-5, 5e-3]\ncommon", "learning_rates: []\ncommon", "learning_rates is empty"),
         ("general_steps: 7", "general_steps: 1", "method tiny: 1 steps leave none for stage gd"),
         ("recipe: recipes.ernie_tiny", "recipe: recipes.ernie", "recipe recipes.ernie cannot be had"),
         ("recipe: recipes.ernie_tiny", "base: tiny", "variant of itself"),
@@ -423,12 +423,6 @@ def job_chain(run: Job) -> list[Job]:
     return chain
 
 
-def rate_of(trial: Job) -> float:
-    assert trial.recipe is not None
-    (stage,) = trial.recipe.stages.values()
-    return stage.optim.learning_rate
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "bench" / "quality").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_experiments_of_the_repository_are_at_equal_steps(path: Path) -> None:
     experiment = read(path)
@@ -437,7 +431,7 @@ def test_the_experiments_of_the_repository_are_at_equal_steps(path: Path) -> Non
         assert job.steps["general"] in (0, budget.general_steps)
         assert job.steps["task"] == budget.task_steps[job.task]
         chain = job_chain(job)
-        first, rates = chain[0].recipe, [rate_of(trial) for trial in job.needs]
+        first, rates = chain[0].recipe, [trial.learning_rate for trial in job.needs]
         assert first is not None
         assert rates == list(experiment.learning_rates)
         own = {"init": "random"} if job.row == "random" else {}
