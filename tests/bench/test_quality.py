@@ -116,7 +116,6 @@ def test_every_method_has_the_best_of_the_same_rates(done: Path) -> None:
         assert (found[name]["score"], found[name]["validation"]) == (best["score"], best["validation"])
         told = [(t["learning_rate"], t["validation"], t["score"]) for t in found[name]["trials"]]
         assert told == [(r, t["validation"], t["score"]) for r, t in zip((5e-5, 5e-3), trials, strict=True)]
-    assert found["control/2x12/reviews/1"]["learning_rate"] == 5e-3, "a student that learnt nothing was chosen"
 
 
 def test_methods_spend_the_same_steps_on_the_same_text(done: Path) -> None:
