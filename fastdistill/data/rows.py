@@ -3,7 +3,7 @@ reported on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from fastdistill.data.labels import (
 )
 from fastdistill.data.source import Source, from_files, from_hub, local_files, split_of
 from fastdistill.recipe import Task
+
+VALIDATION = ("validation", "valid", "val", "dev")  # names of that split, of which the first that there is is used
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,25 +55,32 @@ class Rows:
 
 
 def open_splits(task: Task) -> dict[str, Source]:
-    """The splits of a task's data by name; files that name no split are all train.
+    """The splits of a task's data by name, without `unnamed_files`; a file by itself is train.
 
     Raises:
         FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
-        ValueError: there is no path, or no split to train on.
+        ValueError: there is no path.
     """
     if task.path is None:
         raise ValueError("task.path is not set; give a folder, file, glob or Hub id of labelled text")
-    files = local_files(task.path)
+    files = _files_by_split(task.path)
     if not files:
-        sources = from_hub(task.path, task.configuration)
-    else:
-        splits: dict[str | None, list[Path]] = {}
-        for file in files:
-            splits.setdefault(split_of(file), []).append(file)
-        named = {split: from_files(group) for split, group in splits.items() if split}
-        is_folder = Path(task.path).expanduser().is_dir()
-        sources = named if named and (len(files) > 1 or is_folder) else {"train": from_files(files)}
-    return sources
+        return from_hub(task.path, task.configuration)
+    return {split: from_files(group) for split, group in files.items() if split}
+
+
+def unnamed_files(path: str) -> list[Path]:
+    """Files that tell no split by their names, beside others that do; where none does, all are train."""
+    return _files_by_split(path).get(None, [])
+
+
+def _files_by_split(path: str) -> dict[str | None, list[Path]]:
+    splits: dict[str | None, list[Path]] = {}
+    files = local_files(path)
+    for file in files:
+        splits.setdefault(split_of(file), []).append(file)
+    alone = len(files) == 1 and not Path(path).expanduser().is_dir()
+    return {"train": files} if alone or set(splits) == {None} else splits
 
 
 def splits_named(sources: dict[str, Source], *names: str) -> dict[str, Source]:
@@ -81,6 +90,24 @@ def splits_named(sources: dict[str, Source], *names: str) -> dict[str, Source]:
         if found:
             return {key.removeprefix(name).lstrip("_"): source for key, source in found.items()}
     return {}
+
+
+def said_of_splits(task: Task, sources: dict[str, Source]) -> list[str]:
+    """Which parts train is joined of, and what of the data is not used, in sentences."""
+    assert task.path is not None
+    train = list(splits_named(sources, "train").values())
+    used = [*train, *splits_named(sources, *VALIDATION).values(), *splits_named(sources, "test").values()]
+    unused = [name for name, source in sources.items() if source not in used]
+    unused += [file.name for file in unnamed_files(task.path)]
+    said = []
+    if len(train) > 1:
+        said.append(f"task: train is joined of {', '.join(source.where for source in train)}")
+    if unused:
+        said.append(
+            f"task: not used: {', '.join(unused)}; used are train, validation (else valid, val or dev) and test, or "
+            "parts of them such as train_1"
+        )
+    return said
 
 
 def label_names(source: Source, task: Task, labels: list[Any]) -> tuple[str, ...] | None:
@@ -146,12 +173,26 @@ def _named(label: Any, names: Sequence[str]) -> Any:
     return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
 
 
-def labelled_rows(source: Source | None, task: Task, names: tuple[str, ...] | None, origin: str) -> Rows | None:
-    """The rows of a split, None where there is no such split or its labels are not published."""
-    if source is None or task.label not in source.columns:
+def labelled_rows(
+    source: Source, task: Task, names: tuple[str, ...] | None, origin: str, say: Callable[[str], None]
+) -> Rows | None:
+    """The rows of a split; None where its labels are not published, which `say` takes.
+
+    Raises:
+        ValueError: a validation split has no column of labels; rows that are not what the task says.
+    """
+    assert task.label is not None
+    if task.label not in source.columns:
+        lacking = f"{source.where} has no column {task.label!r}, only {', '.join(source.columns)}"
+        if origin == "validation":
+            raise ValueError(f"{lacking}; name its labels as in train, or remove it")
+        say(f"task: {lacking}; its rows are not used")
         return None
     labels = read_column(source, task.label, "task.label")
-    return None if all(map(is_hidden, labels)) else read_rows(source, task, labels, names, origin)
+    if all(map(is_hidden, labels)):
+        say(f"task: {source.where} has no published labels; its rows are not used")
+        return None
+    return read_rows(source, task, labels, names, origin)
 
 
 def read_column(source: Source, column: str, option: str) -> list[Any]:

@@ -11,8 +11,19 @@ from transformers import PreTrainedTokenizerBase
 from fastdistill.data.columns import complete, train_split
 from fastdistill.data.gold import Gold
 from fastdistill.data.packing import NO_LABEL, Sequences
-from fastdistill.data.rows import Rows, divide, label_names, labelled_rows, open_splits, read_column, read_rows
-from fastdistill.data.rows import splits_named as named
+from fastdistill.data.rows import (
+    VALIDATION,
+    Rows,
+    divide,
+    label_names,
+    labelled_rows,
+    open_splits,
+    read_column,
+    read_rows,
+    said_of_splits,
+    splits_named,
+)
+from fastdistill.data.source import Source, joined
 from fastdistill.data.spans import check_stride, cut_windows
 from fastdistill.data.tokenise import check_tokenizer, first_pieces, truncate_examples
 from fastdistill.recipe import Task
@@ -30,6 +41,7 @@ class TaskData:
         rows: of train, before they were tokenised.
         label_names: class names by index; None where there are no classes.
         origins: for train, validation and test the split of the data that it was taken from, for the report.
+        said: what was found out about the data, in sentences.
     """
 
     train: Sequences
@@ -39,21 +51,24 @@ class TaskData:
     rows: Rows
     label_names: tuple[str, ...] | None
     origins: Mapping[str, str]
+    said: list[str]
 
 
 def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskData:
     """Read, check, split and tokenise a task.
 
-    The figures come from the data's test split where its labels are published, otherwise from its validation split.
-    Choices are made on the validation split where the figures leave it free, otherwise on rows set aside from train.
-    Of data with nothing but a train split, rows for both are set aside. `seed` decides which.
+    Splits train_1, train_2 and so on are joined. The figures come from the data's test split where its labels are
+    published, otherwise from its validation split. Choices are made on the validation split, all parts of it, where the
+    figures leave it free, otherwise on rows set aside from train. Of data with nothing but a train split, rows for both
+    are set aside. `seed` decides which.
 
     Raises:
         FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
         ValueError: a column, text or label is not what the task says, or there are too few rows.
     """
     task, _ = complete(task)
-    sources, train_source = open_splits(task), train_split(task)
+    sources = open_splits(task)
+    train_source = train_split(task, sources)
     assert task.label is not None
     assert task.max_length is not None
     check_tokenizer(tokenizer, task.max_length, pair=task.pair is not None)
@@ -64,13 +79,15 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     if task.group is not None and len(names or ()) != 2:
         raise ValueError(f"task.group ranks rows that are right or wrong, this task has {len(names or ())} classes")
     train = read_rows(train_source, task, train_labels, names, "train")
-    validations, tests = (
-        {ending: rows for ending, source in found.items() if (rows := labelled_rows(source, task, names, origin))}
-        for found, origin in (
-            (named(sources, "validation", "valid", "val", "dev"), "validation"),
-            (named(sources, "test"), "test"),
-        )
-    )
+    said = said_of_splits(task, sources)
+
+    def labelled(found: dict[str, Source], origin: str) -> dict[str, Rows]:
+        read = {ending: labelled_rows(source, task, names, origin, said.append) for ending, source in found.items()}
+        return {ending: rows for ending, rows in read.items() if rows}
+
+    tests = labelled(splits_named(sources, "test"), "test")
+    held = splits_named(sources, *VALIDATION)
+    validations = labelled({"": joined(list(held.values()))} if tests and held else held, "validation")
     train, validation, test = divide(
         train,
         next(iter(validations.values()), None),
@@ -90,6 +107,7 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         rows=train,
         label_names=names,
         origins={name: rows.origin for name, rows in splits.items()},
+        said=said,
     )
 
 
