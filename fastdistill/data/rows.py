@@ -4,7 +4,7 @@ reported on."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Rows:
             int64 tags of its words, or its answers, each with its first character.
         origin: which rows of the data these are, for the report.
         groups: ``(N,)`` which rows compete for a rank.
+        skipped: rows of the data that are left out, for they have no words (tagging).
     """
 
     texts: list[Any]
@@ -44,6 +45,7 @@ class Rows:
     labels: np.ndarray | list[Any]
     origin: str
     groups: np.ndarray | None = None
+    skipped: int = 0
 
     def take(self, rows: np.ndarray, origin: str) -> Rows:
         """Some of them, under another name."""
@@ -135,7 +137,7 @@ def label_names(source: Source, task: Task, labels: list[Any]) -> tuple[str, ...
 
 
 def read_rows(source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, origin: str) -> Rows:
-    """The rows of a split, of which the labels were read already.
+    """The rows of a split, of which the labels were read already; without those that have no words (tagging).
 
     Raises:
         ValueError: a text or a label is not what the task says; the message names the row.
@@ -148,7 +150,11 @@ def read_rows(source: Source, task: Task, labels: list[Any], names: tuple[str, .
     declared = source.class_names(task.label)
     if names and declared and set(declared) == set(names):  # numbers are positions in the data's own order
         labels = [_named(label, declared) for label in labels]
-    return Rows(texts, pairs, _read_labels(task, labels, texts, pairs, names, source.where), origin, groups)
+    rows = Rows(texts, pairs, _read_labels(task, labels, texts, pairs, names, source.where), origin, groups)
+    kept = np.array([bool(text) for text in texts])
+    if not kept.any():
+        raise ValueError(f"{source.where}: column {task.text!r} is empty in all {len(kept)} rows; correct them")
+    return rows if kept.all() else replace(rows.take(np.flatnonzero(kept), origin), skipped=int((~kept).sum()))
 
 
 def _read_labels(
@@ -217,9 +223,11 @@ def read_texts(source: Source, column: str, option: str) -> list[str]:
 def _read_words(source: Source, column: str, option: str) -> list[list[str]]:
     texts = read_column(source, column, option)
     for row, words in enumerate(texts, start=1):
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            fault = "is empty" if words == [] else f"is {words!r:.40}, not a list of words"
-            raise ValueError(f"{source.where}, row {row}: column {column!r} {fault}; correct or remove the row")
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(
+                f"{source.where}, row {row}: column {column!r} is {words!r:.40}, not a list of words; correct or "
+                "remove the row"
+            )
     return texts
 
 
@@ -267,4 +275,5 @@ def _set_aside(rows: Rows, size: int, option: str, rng: np.random.Generator) -> 
         every_nth = ((np.arange(size) + rng.random()) * total / size).astype(np.int64)
         taken[by_label[every_nth]] = True
     origin = f"{rows.origin}, {size} rows set aside"
-    return rows.take(np.flatnonzero(~taken), rows.origin), rows.take(np.flatnonzero(taken), origin)
+    rest = replace(rows.take(np.flatnonzero(~taken), rows.origin), skipped=rows.skipped)
+    return rest, rows.take(np.flatnonzero(taken), origin)

@@ -98,6 +98,11 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     _check_variety(train, task, names, train_source.where)
     more = dict(list((tests or validations).items())[1:])
     splits = {"train": train, "validation": validation, "test": test}
+    said += [
+        f"task: {rows.skipped:,} rows of {name} have no words and are skipped"
+        for name, rows in (splits | more).items()
+        if rows.skipped
+    ]
     ready = {name: tokenise(tokenizer, rows, task, names) for name, rows in (splits | more).items()}
     return TaskData(
         train=ready["train"],
@@ -121,7 +126,8 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Rows, task: Task, names: 
         token_labels = np.full(len(sequences.input_ids), NO_LABEL, np.int64)
         token_labels[places] = np.concatenate([tags[kept] for tags, kept in zip(rows.labels, words, strict=True)])
         gold = Gold(task.kind, [[names[tag] for tag in tags] for tags in rows.labels], names, words=words)
-        return replace(sequences, token_labels=token_labels, gold=gold)
+        counts = {**sequences.counts, "skipped": rows.skipped}
+        return replace(sequences, token_labels=token_labels, gold=gold, counts=counts)
     if task.kind == "span":
         assert rows.pairs is not None
         right = list(rows.labels)

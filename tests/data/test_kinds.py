@@ -60,14 +60,14 @@ def test_the_first_piece_of_every_word_has_its_tag(tmp_path: Path, pieces: PreTr
     assert data.test.gold is not None
     assert data.test.gold.rows == [row["tags"] for row in TAGGED]
     assert [own.tolist() for own in data.test.gold.words or []] == [[0, 1, 2, 3], [0, 1, 3, 4]]
-    assert data.test.counts == {"examples": 2, "tokens": 17, "truncated": 0, "words": 9, "lost words": 1}
+    assert data.test.counts == {"examples": 2, "tokens": 17, "truncated": 0, "words": 9, "lost words": 1, "skipped": 0}
 
 
 def test_words_that_are_cut_off_are_counted_and_their_tags_stay(
     tmp_path: Path, pieces: PreTrainedTokenizerFast
 ) -> None:
     data = load_task(tagging(tmp_path, TAGGED * 3, max_length=6), pieces, 0)
-    assert data.test.counts == {"examples": 2, "tokens": 12, "truncated": 2, "words": 9, "lost words": 4}
+    assert data.test.counts == {"examples": 2, "tokens": 12, "truncated": 2, "words": 9, "lost words": 4, "skipped": 0}
     assert data.test.gold is not None
     assert [len(tags) for tags in data.test.gold.rows] == [4, 5]
     assert [own.tolist() for own in data.test.gold.words or []] == [[0, 1], [0, 1, 3]]
@@ -95,7 +95,8 @@ def test_tags_may_be_numbers_of_names(tmp_path: Path, pieces: PreTrainedTokenize
     ("row", "message"),
     [
         ({"tokens": ["in", "paris"], "tags": ["O"]}, "row 2 has 1 tags for 2 words; give one tag for each word"),
-        ({"tokens": [], "tags": []}, "row 2: column 'tokens' is empty; correct or remove the row"),
+        ({"tokens": [], "tags": ["O"]}, "row 2 has 1 tags for 0 words; give one tag for each word"),
+        ({"tokens": None, "tags": []}, "row 2: column 'tokens' is None, not a list of words; correct or remove"),
         (
             {"tokens": ["in", None], "tags": ["O", "O"]},
             r"row 2: column 'tokens' is \['in', None\], not a list of words",
@@ -109,6 +110,39 @@ def test_bad_tags_are_named(row: dict[str, Any], message: str, tmp_path: Path, p
     good = {"tokens": ["in", "paris"], "tags": ["O", "B-LOC"]}
     with pytest.raises(ValueError, match=rf"train\.jsonl, {message}"):
         load_task(tagging(tmp_path, [good, row], label_names=("O", "B-LOC")), pieces, 0)
+
+
+EMPTY: dict[str, Any] = {"tokens": [], "tags": []}
+
+
+def test_rows_without_words_are_skipped_counted_and_said(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path, train=[EMPTY, *TAGGED * 3, EMPTY], validation=TAGGED, test=[TAGGED[0], EMPTY, TAGGED[1]])
+    data = load_task(Task(path=path), pieces, 0)
+    assert [own.counts["skipped"] for own in (data.train, data.validation, data.test)] == [2, 0, 1]
+    assert [own.counts["examples"] for own in (data.train, data.validation, data.test)] == [6, 2, 2]
+    assert data.said == [
+        f"task: {n} rows of {split} have no words and are skipped" for n, split in [(2, "train"), (1, "test")]
+    ]
+    assert data.test.gold is not None
+    assert data.test.gold.rows == [row["tags"] for row in TAGGED]
+    assert [own.tolist() for own in data.rows.labels[:2]] == [[3, 3, 3, 1], [1, 2, 3, 0, 3]]
+
+
+def test_skipped_rows_stay_counted_where_rows_are_set_aside(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path, train=[EMPTY, *TAGGED * 5])
+    data = load_task(Task(path=path, validation_size=2, test_size=3), pieces, 0)
+    assert [own.counts["skipped"] for own in (data.train, data.validation, data.test)] == [1, 0, 0]
+    assert [own.counts["examples"] for own in (data.train, data.validation, data.test)] == [5, 2, 3]
+
+
+def test_rows_behind_one_without_words_keep_their_numbers(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"row 3 has 1 tags for 2 words"):
+        load_task(tagging(tmp_path, [TAGGED[0], EMPTY, {"tokens": ["in", "paris"], "tags": ["O"]}]), pieces, 0)
+
+
+def test_no_words_at_all(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"test.jsonl: column 'tokens' is empty in all 2 rows"):
+        load_task(Task(path=write(tmp_path, train=TAGGED, test=[EMPTY, EMPTY])), pieces, 0)
 
 
 def multilabel(folder: Path, labels: list[Any], **options: Any) -> Task:
