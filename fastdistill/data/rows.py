@@ -12,13 +12,13 @@ import numpy as np
 
 from fastdistill.data.labels import (
     answers,
-    are_vectors,
     class_indices,
     class_vectors,
     distinct_names,
     is_hidden,
     regression_targets,
     tag_indices,
+    width_of_vectors,
 )
 from fastdistill.data.source import Source, from_files, from_hub, local_files, split_of
 from fastdistill.recipe import Task
@@ -112,8 +112,10 @@ def said_of_splits(task: Task, sources: dict[str, Source]) -> list[str]:
     return said
 
 
-def label_names(source: Source, task: Task, labels: list[Any]) -> tuple[str, ...] | None:
-    """Class names by index: those of the task, of the data set, or those that occur; None where there are no classes.
+def classes_of(source: Source, task: Task, labels: list[Any]) -> tuple[tuple[str, ...] | None, bool]:
+    """Class names by index, and whether labels are vectors of a 0 or 1 for each class; of train, for all splits.
+
+    The names are those of the task, of the data set, or those that occur; None where there are no classes.
 
     Raises:
         ValueError: the task names another number of classes than the data set declares.
@@ -121,22 +123,27 @@ def label_names(source: Source, task: Task, labels: list[Any]) -> tuple[str, ...
     assert task.label is not None
     given, declared = task.label_names, source.class_names(task.label)
     if task.kind in ("regression", "span"):
-        return None
+        return None, False
     if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
         raise ValueError(f"task.label_names is {list(given)}: give two or more names, each once, or leave it out")
     if given and declared and len(given) != len(declared):
         raise ValueError(
             f"task.label_names has {len(given)} names, {source.where} declares {len(declared)}: {', '.join(declared)}"
         )
-    if given or declared:
-        return given or declared
-    if task.kind == "multilabel" and not declared and are_vectors(labels):
-        return tuple(map(str, range(max(len(label) for label in labels if isinstance(label, list)))))
+    width = None
+    if task.kind == "multilabel" and not declared:
+        width = width_of_vectors(labels, len(given) if given else None)
+    if names := given or declared:
+        return names, width is not None
+    if width is not None:
+        return tuple(map(str, range(width))), True
     lists = task.kind in ("multilabel", "tagging")
-    return distinct_names([x for label in labels if isinstance(label, list) for x in label] if lists else labels)
+    return distinct_names([x for label in labels if isinstance(label, list) for x in label] if lists else labels), False
 
 
-def read_rows(source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, origin: str) -> Rows:
+def read_rows(
+    source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, vectors: bool, origin: str
+) -> Rows:
     """The rows of a split, of which the labels were read already; without those that have no words (tagging).
 
     Raises:
@@ -150,7 +157,8 @@ def read_rows(source: Source, task: Task, labels: list[Any], names: tuple[str, .
     declared = source.class_names(task.label)
     if names and declared and set(declared) == set(names):  # numbers are positions in the data's own order
         labels = [_named(label, declared) for label in labels]
-    rows = Rows(texts, pairs, _read_labels(task, labels, texts, pairs, names, source.where), origin, groups)
+    found = _read_labels(task, labels, texts, pairs, names, vectors, source.where)
+    rows = Rows(texts, pairs, found, origin, groups)
     kept = np.array([bool(text) for text in texts])
     if not kept.any():
         raise ValueError(f"{source.where}: column {task.text!r} is empty in all {len(kept)} rows; correct them")
@@ -158,7 +166,13 @@ def read_rows(source: Source, task: Task, labels: list[Any], names: tuple[str, .
 
 
 def _read_labels(
-    task: Task, labels: list[Any], texts: list[Any], pairs: list[str] | None, names: Sequence[str] | None, where: str
+    task: Task,
+    labels: list[Any],
+    texts: list[Any],
+    pairs: list[str] | None,
+    names: Sequence[str] | None,
+    vectors: bool,
+    where: str,
 ) -> np.ndarray | list[Any]:
     if task.kind == "regression":
         return regression_targets(labels, where)
@@ -167,7 +181,7 @@ def _read_labels(
         return answers(labels, pairs, where)
     assert names is not None
     if task.kind == "multilabel":
-        return class_vectors(labels, names, where)
+        return class_vectors(labels, names, vectors, where)
     if task.kind == "tagging":
         return tag_indices(labels, texts, names, where)
     return class_indices(labels, names, where)
@@ -180,7 +194,12 @@ def _named(label: Any, names: Sequence[str]) -> Any:
 
 
 def labelled_rows(
-    source: Source, task: Task, names: tuple[str, ...] | None, origin: str, say: Callable[[str], None]
+    source: Source,
+    task: Task,
+    names: tuple[str, ...] | None,
+    vectors: bool,
+    origin: str,
+    say: Callable[[str], None],
 ) -> Rows | None:
     """The rows of a split; None where its labels are not published, which `say` takes.
 
@@ -198,7 +217,7 @@ def labelled_rows(
     if all(map(is_hidden, labels)):
         say(f"task: {source.where} has no published labels; its rows are not used")
         return None
-    return read_rows(source, task, labels, names, origin)
+    return read_rows(source, task, labels, names, vectors, origin)
 
 
 def read_column(source: Source, column: str, option: str) -> list[Any]:

@@ -14,8 +14,8 @@ from fastdistill.data.packing import NO_LABEL, Sequences
 from fastdistill.data.rows import (
     VALIDATION,
     Rows,
+    classes_of,
     divide,
-    label_names,
     labelled_rows,
     open_splits,
     read_column,
@@ -75,14 +75,16 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     if task.kind == "span":
         check_stride(tokenizer, task.max_length, task.doc_stride or 0)
     train_labels = read_column(train_source, task.label, "task.label")
-    names = label_names(train_source, task, train_labels)
+    names, vectors = classes_of(train_source, task, train_labels)
     if task.group is not None and len(names or ()) != 2:
         raise ValueError(f"task.group ranks rows that are right or wrong, this task has {len(names or ())} classes")
-    train = read_rows(train_source, task, train_labels, names, "train")
+    train = read_rows(train_source, task, train_labels, names, vectors, "train")
     said = said_of_splits(task, sources)
 
     def labelled(found: dict[str, Source], origin: str) -> dict[str, Rows]:
-        read = {ending: labelled_rows(source, task, names, origin, said.append) for ending, source in found.items()}
+        read = {
+            ending: labelled_rows(source, task, names, vectors, origin, said.append) for ending, source in found.items()
+        }
         return {ending: rows for ending, rows in read.items() if rows}
 
     tests = labelled(splits_named(sources, "test"), "test")

@@ -145,9 +145,9 @@ def test_no_words_at_all(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> Non
         load_task(Task(path=write(tmp_path, train=TAGGED, test=[EMPTY, EMPTY])), pieces, 0)
 
 
-def multilabel(folder: Path, labels: list[Any], **options: Any) -> Task:
-    rows = [{"text": "a b", "label": label} for label in labels]
-    return Task(path=write(folder, train=rows, validation=rows, test=rows), kind="multilabel", **options)
+def multilabel(folder: Path, labels: list[Any], test: list[Any] | None = None, **options: Any) -> Task:
+    rows, tested = ([{"text": "a b", "label": label} for label in own] for own in (labels, test or labels))
+    return Task(path=write(folder, train=rows, validation=rows, test=tested), kind="multilabel", **options)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,54 @@ def test_bad_lists_of_classes_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_task(multilabel(tmp_path, labels, label_names=("x", "y")), tokenizer, 0)
+
+
+ONE_OF_TWO = [[1, 0], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "test", "expected"),
+    [
+        ([[1, 1], [0, 0], [0, 1]], ONE_OF_TWO, ONE_OF_TWO),
+        (ONE_OF_TWO, [[1, 1], [0, 0], [1, 0]], [[1, 1], [0, 0], [1, 0]]),
+        ([["b"], ["a"], ["a", "b"]], [["b"], ["a"], ["a"]], [[0, 1], [1, 0], [1, 0]]),
+        ([[1], [0], [0, 1]], [[0, 1], [0, 1], [1]], [[1, 1], [1, 1], [0, 1]]),
+    ],
+)
+def test_train_decides_for_all_splits_whether_lists_are_vectors(
+    labels: list[Any],
+    test: list[Any],
+    expected: list[list[int]],
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    data = load_task(multilabel(tmp_path, labels, test), tokenizer, 0)
+    assert data.test.labels.tolist() == expected
+
+
+@pytest.mark.parametrize("names", [None, ("x", "y", "z")])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 1, 1], [0, 0], [1, 0, 0]], r"row 2: label \[0, 0\] has 2 entries for 3 classes"),
+        ([[0, 1], [0, 1, 0], [1, 0, 0]], r"row 1: label \[0, 1\] has 2 entries for 3 classes"),
+        ([[0, 1, 1], [0, 0, 1], [1, 0, 0], [1, 0, 0, 0]], r"row 4: label \[1, 0, 0, 0\] has 4 entries for 3 classes"),
+        ([[0, 1, 1], [0, 0, 1], []], r"row 3: label \[\] has 0 entries for 3 classes"),
+    ],
+)
+def test_the_first_vector_of_another_length_is_named(
+    labels: list[Any], message: str, names: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(ValueError, match=rf"train.jsonl, {message}"):
+        load_task(multilabel(tmp_path, labels, label_names=names), tokenizer, 0)
+
+
+@pytest.mark.parametrize(("test", "row"), [([[1, 0], [0, 2]], 2), ([["1", "0"]], 1), ([[1, 0], [0, None]], 2)])
+def test_vectors_of_other_splits_hold_0_and_1(
+    test: list[Any], row: int, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(ValueError, match=rf"test.jsonl, row {row}: label .* is no list of 0 and 1, as labels of train"):
+        load_task(multilabel(tmp_path, ONE_OF_TWO, test), tokenizer, 0)
 
 
 CONTEXT = "the film was very long it is not good"
