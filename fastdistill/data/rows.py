@@ -3,7 +3,7 @@ reported on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class Rows:
     origin: str
     groups: np.ndarray | None = None
     skipped: int = 0
+
+    def wording(self) -> Iterator[Any]:
+        """What the rows say, without their labels, as values that can be looked up."""
+        texts = (tuple(text) if isinstance(text, list) else text for text in self.texts)
+        return zip(texts, self.pairs, strict=True) if self.pairs else texts
 
     def take(self, rows: np.ndarray, origin: str) -> Rows:
         """Some of them, under another name."""

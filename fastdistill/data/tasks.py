@@ -100,22 +100,42 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     _check_variety(train, task, names, train_source.where)
     more = dict(list((tests or validations).items())[1:])
     splits = {"train": train, "validation": validation, "test": test}
-    said += [
-        f"task: {rows.skipped:,} rows of {name} have no words and are skipped"
-        for name, rows in (splits | more).items()
-        if rows.skipped
-    ]
-    ready = {name: tokenise(tokenizer, rows, task, names) for name, rows in (splits | more).items()}
+    origins = {name: rows.origin for name, rows in splits.items()}
+    splits |= {f"test, {name}": rows for name, rows in more.items()}
+    in_train = _in_train(splits)
+    ready = {name: tokenise(tokenizer, rows, task, names) for name, rows in splits.items()}
+    for name, count in in_train.items():
+        ready[name] = replace(ready[name], counts={**ready[name].counts, "in train": count})
     return TaskData(
         train=ready["train"],
         validation=ready["validation"],
         test=ready["test"],
-        more={name: ready[name] for name in more},
+        more={name: ready[f"test, {name}"] for name in more},
         rows=train,
         label_names=names,
-        origins={name: rows.origin for name, rows in splits.items()},
-        said=said,
+        origins=origins,
+        said=[*said, *_said_of_rows(splits, in_train)],
     )
+
+
+def _in_train(splits: Mapping[str, Rows]) -> dict[str, int]:
+    """Of every split but train, how many rows have the text (of pairs, both) of a row of train, word for word."""
+    seen = set(splits["train"].wording())
+    return {name: sum(map(seen.__contains__, rows.wording())) for name, rows in splits.items() if name != "train"}
+
+
+def _said_of_rows(splits: Mapping[str, Rows], in_train: Mapping[str, int]) -> list[str]:
+    said = [
+        f"task: {rows.skipped:,} rows of {name} have no words and are skipped"
+        for name, rows in splits.items()
+        if rows.skipped
+    ]
+    if any(in_train.values()):
+        found = [
+            f"{count:,} of {len(splits[name].texts):,} rows of {name}" for name, count in in_train.items() if count
+        ]
+        said.append(f"task: {' and '.join(found)} are in train word for word, where a model may answer from memory")
+    return said
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Rows, task: Task, names: tuple[str, ...] | None) -> Sequences:

@@ -60,14 +60,16 @@ def test_the_first_piece_of_every_word_has_its_tag(tmp_path: Path, pieces: PreTr
     assert data.test.gold is not None
     assert data.test.gold.rows == [row["tags"] for row in TAGGED]
     assert [own.tolist() for own in data.test.gold.words or []] == [[0, 1, 2, 3], [0, 1, 3, 4]]
-    assert data.test.counts == {"examples": 2, "tokens": 17, "truncated": 0, "words": 9, "lost words": 1, "skipped": 0}
+    counts = {"examples": 2, "tokens": 17, "truncated": 0, "words": 9, "lost words": 1, "skipped": 0}
+    assert data.test.counts == {**counts, "in train": 2}
 
 
 def test_words_that_are_cut_off_are_counted_and_their_tags_stay(
     tmp_path: Path, pieces: PreTrainedTokenizerFast
 ) -> None:
     data = load_task(tagging(tmp_path, TAGGED * 3, max_length=6), pieces, 0)
-    assert data.test.counts == {"examples": 2, "tokens": 12, "truncated": 2, "words": 9, "lost words": 4, "skipped": 0}
+    counts = {"examples": 2, "tokens": 12, "truncated": 2, "words": 9, "lost words": 4, "skipped": 0}
+    assert data.test.counts == {**counts, "in train": 2}
     assert data.test.gold is not None
     assert [len(tags) for tags in data.test.gold.rows] == [4, 5]
     assert [own.tolist() for own in data.test.gold.words or []] == [[0, 1], [0, 1, 3]]
@@ -120,9 +122,8 @@ def test_rows_without_words_are_skipped_counted_and_said(tmp_path: Path, pieces:
     data = load_task(Task(path=path), pieces, 0)
     assert [own.counts["skipped"] for own in (data.train, data.validation, data.test)] == [2, 0, 1]
     assert [own.counts["examples"] for own in (data.train, data.validation, data.test)] == [6, 2, 2]
-    assert data.said == [
-        f"task: {n} rows of {split} have no words and are skipped" for n, split in [(2, "train"), (1, "test")]
-    ]
+    skipped = [f"task: {n} rows of {split} have no words and are skipped" for n, split in [(2, "train"), (1, "test")]]
+    assert data.said[:2] == skipped
     assert data.test.gold is not None
     assert data.test.gold.rows == [row["tags"] for row in TAGGED]
     assert [own.tolist() for own in data.rows.labels[:2]] == [[3, 3, 3, 1], [1, 2, 3, 0, 3]]

@@ -55,8 +55,8 @@ def test_parts_of_train_are_joined_and_said(
 
 
 def test_shards_are_one_split_of_which_nothing_is_said(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    names = ("train-00000-of-00002", "train-00001-of-00002")
-    data = load(write(tmp_path, **{name: rows(8, "e") for name in names}, test=rows(5, "g")), tokenizer)
+    shards = {"train-00000-of-00002": rows(8, "e"), "train-00001-of-00002": rows(8, "f")}
+    data = load(write(tmp_path, **shards, test=rows(5, "g")), tokenizer)
     assert (sizes(data), data.said) == ([12, 4, 5], [])
 
 
@@ -100,6 +100,48 @@ def test_what_is_not_used_is_said(
 def test_files_without_split_names_are_all_train(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = load(write(tmp_path, reviews=rows(12, "e"), extra=rows(8, "f")), tokenizer)
     assert (sizes(data), data.said) == ([10, 4, 6], [])
+
+
+def test_rows_of_train_in_other_splits_are_counted_and_said(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    test = [{"text": text, "label": 1} for text in ("e c", "e b c", "e  c", "E c", "g", "e c")]
+    path = write(tmp_path, train=rows(20, "e"), validation=[*rows(2, "d"), rows(1, "e")[0]], test=test)
+    data = load(path, tokenizer)
+    assert (data.validation.counts["in train"], data.test.counts["in train"]) == (1, 3)
+    assert "in train" not in data.train.counts
+    assert data.said == [
+        "task: 1 of 3 rows of validation and 3 of 6 rows of test are in train word for word, where a model may answer "
+        "from memory"
+    ]
+
+
+def test_only_both_texts_of_a_pair_are_a_repetition(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def pairs(*texts: str) -> list[dict[str, Any]]:
+        return [{"sentence1": text[0], "sentence2": text[1], "label": n % 2} for n, text in enumerate(texts)]
+
+    path = write(tmp_path, train=pairs("ab", "cd", "ad"), validation=pairs("cd"), test=pairs("cb", "ba", "dd", "ab"))
+    data = load(path, tokenizer)
+    assert (data.validation.counts["in train"], data.test.counts["in train"]) == (1, 1)
+
+
+def test_rows_of_further_splits_are_counted_too(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    more = [*rows(2, "e"), *rows(2, "g")]
+    path = write(tmp_path, train=rows(20, "e"), validation=rows(4, "d"), test_a=rows(3, "f"), test_test=more)
+    data = load(path, tokenizer)
+    assert (data.test.counts["in train"], data.more["test"].counts["in train"]) == (0, 2)
+    assert data.said[0].startswith("task: 2 of 4 rows of test, test are in train word for word")
+
+
+def test_rows_that_are_set_aside_are_counted_too(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    data = load(write(tmp_path, train=rows(2, "e") * 12), tokenizer)
+    assert (data.validation.counts["in train"], data.test.counts["in train"]) == (4, 6)
+
+
+def test_chnsenticorp_repeats_itself(shared_data: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    data = load(str(shared_data / "tasks" / "chnsenticorp"), tokenizer, name="chnsenticorp")
+    assert data.said == [
+        "task: 338 of 1,200 rows of validation and 331 of 1,200 rows of test are in train word for word, where a model "
+        "may answer from memory"
+    ]
 
 
 def test_validation_without_the_label_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
