@@ -202,6 +202,7 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     _check_objectives(recipe, stages, student, {"pretrained": masked, "finetuned": finetuned})
     task = load_task(recipe.task, tokenizer, recipe.seed) if needs_task else None
     if task is not None:
+        said += task.said
         recipe = replace(recipe, task=replace(recipe.task, label_names=task.label_names))
         metrics_of(recipe.task)  # tags are known only now
     general = any(stage.data in GENERAL for stage in stages.values())

@@ -204,8 +204,8 @@ def to_markdown(report: Report) -> str:
     held_out = control = ""
     if rows["test"]:
         held_out = (
-            f"Scores are of {rows['test']:,} held-out rows that no choice was made on; every choice was made on\n"
-            f"{rows['validation']:,} validation rows. "
+            f"Scores are of {rows['test']:,} held-out rows that no choice was made on, {data['test']['in train']:,} of "
+            f"them\nin train word for word; every choice was made on {rows['validation']:,} validation rows. "
         )
     if "control" in report:
         control = (

@@ -56,9 +56,10 @@ def augment(
     folder = Path(output_dir).expanduser()
     if folder.exists():
         raise ValueError(f"output_dir {folder} exists: choose another --output_dir, or remove it")
-    if found:
-        print(found)
-    made = inputs.augment(recipe, load_task(task, load_tokenizer(base), seed), print)
+    data = load_task(task, load_tokenizer(base), seed)
+    for line in [found, *data.said] if found else data.said:
+        print(line)
+    made = inputs.augment(recipe, data, print)
 
     def copy(to: Path) -> None:
         shutil.copytree(made.folder, to, dirs_exist_ok=True)

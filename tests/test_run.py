@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from fastdistill import Stage, Student, Teacher, run, runner
 from fastdistill.data.tasks import load_task
 from fastdistill.evaluate import predict
+from fastdistill.inputs import load_inputs
 from fastdistill.models.encoder import Encoder
 from tests.tiny import make_teacher, make_texts, only, tiny_recipe
 
@@ -71,6 +72,22 @@ def test_report_holds_what_it_must(done: Path) -> None:
         "test": 40,
     }
     assert report["data"]["general"]["documents"] == 120
+    assert report["data"]["test"]["in train"] == 0
+    assert ", 0 of them\nin train word for word" in (done / "report.md").read_text()
+
+
+def test_what_is_found_in_the_rows_is_said_before_training_and_counted(world: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, tmp_path)
+    assert recipe.task.path is not None
+    rows = Path(recipe.task.path).read_text().splitlines(keepends=True)
+    for name, split in {"train": rows, "test": rows[:6], "notes": ["none"]}.items():
+        (tmp_path / f"{name}.csv").write_text("".join(split))
+    inputs = load_inputs(replace(recipe, task=replace(recipe.task, path=str(tmp_path))))
+    assert [line[:40] for line in inputs.said[1:]] == [
+        "task: not used: notes.csv; used are trai",
+        "task: 5 of 5 rows of test are in train w",
+    ]
+    assert inputs.data_counts()["test"]["in train"] == 5
 
 
 def test_terms_are_reported_as_they_were_logged_and_the_latent_ones_fall(done: Path) -> None:

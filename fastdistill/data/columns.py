@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from fastdistill.data.rows import open_splits, splits_named
-from fastdistill.data.source import Source
+from fastdistill.data.source import Source, joined
 from fastdistill.recipe import Kind, Task
 from fastdistill.tasks import TASKS
 
@@ -39,7 +39,7 @@ def complete(task: Task) -> tuple[Task, str | None]:
         return replace(task, kind=task.kind or "classification"), None
     said = None
     if task.text is None or task.label is None or task.kind is None:
-        train = train_split(task)
+        train = train_split(task, open_splits(task))
         task = _found(task, train)
         columns = f"{task.text}{f' and {task.pair}' if task.pair else ''}"
         said = f"task: {task.kind}, texts from {columns}, labels from {task.label}, as the columns say"
@@ -53,18 +53,16 @@ def complete(task: Task) -> tuple[Task, str | None]:
     return task, said
 
 
-def train_split(task: Task) -> Source:
-    """What a task is trained on.
+def train_split(task: Task, sources: dict[str, Source]) -> Source:
+    """What a task is trained on: of its splits train, or all parts of it, such as train_1 and train_2, joined.
 
     Raises:
-        FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
-        ValueError: there is no path, or no split of that name.
+        ValueError: there is no split of that name, or its parts have not the same columns.
     """
-    sources = open_splits(task)
     found = splits_named(sources, "train")
     if not found:
         raise ValueError(f"{task.path} has no train split, only {', '.join(sources)}; add a file named train")
-    return next(iter(found.values()))
+    return joined(list(found.values()))
 
 
 def _defined(task: Task) -> Task:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -47,34 +48,47 @@ def class_indices(labels: Sequence[Any], names: Sequence[str], where: str) -> np
     return np.array([indices[_as_text(label)] for label in labels], np.int64)
 
 
-def are_vectors(labels: Sequence[Any]) -> bool:
-    """Whether lists hold a 0 or 1 for each class, rather than the classes that a text has: a class comes but once."""
+def width_of_vectors(labels: Sequence[Any], classes: int | None = None) -> int | None:
+    """How many entries most lists have, where lists hold a 0 or 1 for each class; None where they name classes.
+
+    Lists of 0 and 1 are vectors where most of them have one entry for each class, or one entry twice: nobody names a
+    class twice. `classes` is their number where it is known, otherwise that of the entries that most lists have.
+    """
     lists = [label for label in labels if isinstance(label, list)]
-    binary = all(isinstance(x, int | float) and x in (0, 1) for label in lists for x in label)
-    return binary and len({len(label) for label in lists}) == 1 and any(len(set(x)) < len(x) for x in lists)
+    if not lists or not all(map(_is_binary, lists)):
+        return None
+    width = mode(map(len, lists))
+    classes = classes or width
+    alike = sum(len(label) == classes > 1 or len(set(label)) < len(label) for label in lists)
+    return width if 2 * alike > len(lists) else None
 
 
-def class_vectors(labels: Sequence[Any], names: Sequence[str], where: str) -> np.ndarray:
-    """``(N, C)`` float32, 1 where a text has the class, of lists of classes or of such vectors themselves.
+def class_vectors(labels: Sequence[Any], names: Sequence[str], vectors: bool, where: str) -> np.ndarray:
+    """``(N, C)`` float32, 1 where a text has the class, of lists of classes or (`vectors`) of a 0 or 1 for each.
 
     Raises:
-        ValueError: a label is no list, names a class that there is not or twice, or is of another length than `names`.
+        ValueError: a label is no list, names a class that there is not or twice, or is of another length than `names`
+            or not of 0 and 1.
     """
-    vectors, indices, given = np.zeros((len(labels), len(names)), np.float32), _indices(names), are_vectors(labels)
+    has, indices = np.zeros((len(labels), len(names)), np.float32), _indices(names)
     for row, label in enumerate(labels, start=1):
         place = f"{where}, row {row}: label {label!r:.60}"
         if not isinstance(label, list):
             raise ValueError(f"{place} is no list of classes; correct the row, or set task.kind to classification")
-        if given and len(label) != len(names):
-            raise ValueError(f"{place} has {len(label)} entries for {len(names)} classes ({_shown(names)})")
-        found = [i for i, x in enumerate(label) if x] if given else [indices.get(_as_text(x), -1) for x in label]
+        if vectors and len(label) != len(names):
+            raise ValueError(
+                f"{place} has {len(label)} entries for {len(names)} classes ({_shown(names)}); give a 0 or 1 for each"
+            )
+        if vectors and not _is_binary(label):
+            raise ValueError(f"{place} is no list of 0 and 1, as labels of train are; correct the row")
+        found = [i for i, x in enumerate(label) if x] if vectors else [indices.get(_as_text(x), -1) for x in label]
         if -1 in found or len(set(found)) < len(found):
             raise ValueError(
                 f"{place} must name each class once, of the {len(names)} classes ({_shown(names)}); correct the row, "
                 "or set task.label_names"
             )
-        vectors[row - 1, found] = 1.0
-    return vectors
+        has[row - 1, found] = 1.0
+    return has
 
 
 def tag_indices(
@@ -145,6 +159,10 @@ def regression_targets(labels: Sequence[Any], where: str) -> np.ndarray:
                 "correct the row (for classes, set task.kind to classification)"
             )
     return targets
+
+
+def _is_binary(label: list[Any]) -> bool:
+    return all(isinstance(x, int | float) and x in (0, 1) for x in label)
 
 
 def _indices(names: Sequence[str]) -> dict[str, int]:

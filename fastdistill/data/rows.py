@@ -3,8 +3,8 @@ reported on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ import numpy as np
 
 from fastdistill.data.labels import (
     answers,
-    are_vectors,
     class_indices,
     class_vectors,
     distinct_names,
     is_hidden,
     regression_targets,
     tag_indices,
+    width_of_vectors,
 )
 from fastdistill.data.source import Source, from_files, from_hub, local_files, split_of
 from fastdistill.recipe import Task
+
+VALIDATION = ("validation", "valid", "val", "dev")  # names of that split, of which the first that there is is used
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,7 @@ class Rows:
             int64 tags of its words, or its answers, each with its first character.
         origin: which rows of the data these are, for the report.
         groups: ``(N,)`` which rows compete for a rank.
+        skipped: rows of the data that are left out, for they have no words (tagging).
     """
 
     texts: list[Any]
@@ -42,6 +45,12 @@ class Rows:
     labels: np.ndarray | list[Any]
     origin: str
     groups: np.ndarray | None = None
+    skipped: int = 0
+
+    def wording(self) -> Iterator[Any]:
+        """What the rows say, without their labels, as values that can be looked up."""
+        texts = (tuple(text) if isinstance(text, list) else text for text in self.texts)
+        return zip(texts, self.pairs, strict=True) if self.pairs else texts
 
     def take(self, rows: np.ndarray, origin: str) -> Rows:
         """Some of them, under another name."""
@@ -53,25 +62,32 @@ class Rows:
 
 
 def open_splits(task: Task) -> dict[str, Source]:
-    """The splits of a task's data by name; files that name no split are all train.
+    """The splits of a task's data by name, without `unnamed_files`; a file by itself is train.
 
     Raises:
         FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
-        ValueError: there is no path, or no split to train on.
+        ValueError: there is no path.
     """
     if task.path is None:
         raise ValueError("task.path is not set; give a folder, file, glob or Hub id of labelled text")
-    files = local_files(task.path)
+    files = _files_by_split(task.path)
     if not files:
-        sources = from_hub(task.path, task.configuration)
-    else:
-        splits: dict[str | None, list[Path]] = {}
-        for file in files:
-            splits.setdefault(split_of(file), []).append(file)
-        named = {split: from_files(group) for split, group in splits.items() if split}
-        is_folder = Path(task.path).expanduser().is_dir()
-        sources = named if named and (len(files) > 1 or is_folder) else {"train": from_files(files)}
-    return sources
+        return from_hub(task.path, task.configuration)
+    return {split: from_files(group) for split, group in files.items() if split}
+
+
+def unnamed_files(path: str) -> list[Path]:
+    """Files that tell no split by their names, beside others that do; where none does, all are train."""
+    return _files_by_split(path).get(None, [])
+
+
+def _files_by_split(path: str) -> dict[str | None, list[Path]]:
+    splits: dict[str | None, list[Path]] = {}
+    files = local_files(path)
+    for file in files:
+        splits.setdefault(split_of(file), []).append(file)
+    alone = len(files) == 1 and not Path(path).expanduser().is_dir()
+    return {"train": files} if alone or set(splits) == {None} else splits
 
 
 def splits_named(sources: dict[str, Source], *names: str) -> dict[str, Source]:
@@ -83,8 +99,28 @@ def splits_named(sources: dict[str, Source], *names: str) -> dict[str, Source]:
     return {}
 
 
-def label_names(source: Source, task: Task, labels: list[Any]) -> tuple[str, ...] | None:
-    """Class names by index: those of the task, of the data set, or those that occur; None where there are no classes.
+def said_of_splits(task: Task, sources: dict[str, Source]) -> list[str]:
+    """Which parts train is joined of, and what of the data is not used, in sentences."""
+    assert task.path is not None
+    train = list(splits_named(sources, "train").values())
+    used = [*train, *splits_named(sources, *VALIDATION).values(), *splits_named(sources, "test").values()]
+    unused = [name for name, source in sources.items() if source not in used]
+    unused += [file.name for file in unnamed_files(task.path)]
+    said = []
+    if len(train) > 1:
+        said.append(f"task: train is joined of {', '.join(source.where for source in train)}")
+    if unused:
+        said.append(
+            f"task: not used: {', '.join(unused)}; used are train, validation (else valid, val or dev) and test, or "
+            "parts of them such as train_1"
+        )
+    return said
+
+
+def classes_of(source: Source, task: Task, labels: list[Any]) -> tuple[tuple[str, ...] | None, bool]:
+    """Class names by index, and whether labels are vectors of a 0 or 1 for each class; of train, for all splits.
+
+    The names are those of the task, of the data set, or those that occur; None where there are no classes.
 
     Raises:
         ValueError: the task names another number of classes than the data set declares.
@@ -92,23 +128,28 @@ def label_names(source: Source, task: Task, labels: list[Any]) -> tuple[str, ...
     assert task.label is not None
     given, declared = task.label_names, source.class_names(task.label)
     if task.kind in ("regression", "span"):
-        return None
+        return None, False
     if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
         raise ValueError(f"task.label_names is {list(given)}: give two or more names, each once, or leave it out")
     if given and declared and len(given) != len(declared):
         raise ValueError(
             f"task.label_names has {len(given)} names, {source.where} declares {len(declared)}: {', '.join(declared)}"
         )
-    if given or declared:
-        return given or declared
-    if task.kind == "multilabel" and not declared and are_vectors(labels):
-        return tuple(map(str, range(max(len(label) for label in labels if isinstance(label, list)))))
+    width = None
+    if task.kind == "multilabel" and not declared:
+        width = width_of_vectors(labels, len(given) if given else None)
+    if names := given or declared:
+        return names, width is not None
+    if width is not None:
+        return tuple(map(str, range(width))), True
     lists = task.kind in ("multilabel", "tagging")
-    return distinct_names([x for label in labels if isinstance(label, list) for x in label] if lists else labels)
+    return distinct_names([x for label in labels if isinstance(label, list) for x in label] if lists else labels), False
 
 
-def read_rows(source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, origin: str) -> Rows:
-    """The rows of a split, of which the labels were read already.
+def read_rows(
+    source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, vectors: bool, origin: str
+) -> Rows:
+    """The rows of a split, of which the labels were read already; without those that have no words (tagging).
 
     Raises:
         ValueError: a text or a label is not what the task says; the message names the row.
@@ -121,11 +162,22 @@ def read_rows(source: Source, task: Task, labels: list[Any], names: tuple[str, .
     declared = source.class_names(task.label)
     if names and declared and set(declared) == set(names):  # numbers are positions in the data's own order
         labels = [_named(label, declared) for label in labels]
-    return Rows(texts, pairs, _read_labels(task, labels, texts, pairs, names, source.where), origin, groups)
+    found = _read_labels(task, labels, texts, pairs, names, vectors, source.where)
+    rows = Rows(texts, pairs, found, origin, groups)
+    kept = np.array([bool(text) for text in texts])
+    if not kept.any():
+        raise ValueError(f"{source.where}: column {task.text!r} is empty in all {len(kept)} rows; correct them")
+    return rows if kept.all() else replace(rows.take(np.flatnonzero(kept), origin), skipped=int((~kept).sum()))
 
 
 def _read_labels(
-    task: Task, labels: list[Any], texts: list[Any], pairs: list[str] | None, names: Sequence[str] | None, where: str
+    task: Task,
+    labels: list[Any],
+    texts: list[Any],
+    pairs: list[str] | None,
+    names: Sequence[str] | None,
+    vectors: bool,
+    where: str,
 ) -> np.ndarray | list[Any]:
     if task.kind == "regression":
         return regression_targets(labels, where)
@@ -134,7 +186,7 @@ def _read_labels(
         return answers(labels, pairs, where)
     assert names is not None
     if task.kind == "multilabel":
-        return class_vectors(labels, names, where)
+        return class_vectors(labels, names, vectors, where)
     if task.kind == "tagging":
         return tag_indices(labels, texts, names, where)
     return class_indices(labels, names, where)
@@ -146,12 +198,31 @@ def _named(label: Any, names: Sequence[str]) -> Any:
     return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
 
 
-def labelled_rows(source: Source | None, task: Task, names: tuple[str, ...] | None, origin: str) -> Rows | None:
-    """The rows of a split, None where there is no such split or its labels are not published."""
-    if source is None or task.label not in source.columns:
+def labelled_rows(
+    source: Source,
+    task: Task,
+    names: tuple[str, ...] | None,
+    vectors: bool,
+    origin: str,
+    say: Callable[[str], None],
+) -> Rows | None:
+    """The rows of a split; None where its labels are not published, which `say` takes.
+
+    Raises:
+        ValueError: a validation split has no column of labels; rows that are not what the task says.
+    """
+    assert task.label is not None
+    if task.label not in source.columns:
+        lacking = f"{source.where} has no column {task.label!r}, only {', '.join(source.columns)}"
+        if origin == "validation":
+            raise ValueError(f"{lacking}; name its labels as in train, or remove it")
+        say(f"task: {lacking}; its rows are not used")
         return None
     labels = read_column(source, task.label, "task.label")
-    return None if all(map(is_hidden, labels)) else read_rows(source, task, labels, names, origin)
+    if all(map(is_hidden, labels)):
+        say(f"task: {source.where} has no published labels; its rows are not used")
+        return None
+    return read_rows(source, task, labels, names, vectors, origin)
 
 
 def read_column(source: Source, column: str, option: str) -> list[Any]:
@@ -176,9 +247,11 @@ def read_texts(source: Source, column: str, option: str) -> list[str]:
 def _read_words(source: Source, column: str, option: str) -> list[list[str]]:
     texts = read_column(source, column, option)
     for row, words in enumerate(texts, start=1):
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            fault = "is empty" if words == [] else f"is {words!r:.40}, not a list of words"
-            raise ValueError(f"{source.where}, row {row}: column {column!r} {fault}; correct or remove the row")
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(
+                f"{source.where}, row {row}: column {column!r} is {words!r:.40}, not a list of words; correct or "
+                "remove the row"
+            )
     return texts
 
 
@@ -226,4 +299,5 @@ def _set_aside(rows: Rows, size: int, option: str, rng: np.random.Generator) -> 
         every_nth = ((np.arange(size) + rng.random()) * total / size).astype(np.int64)
         taken[by_label[every_nth]] = True
     origin = f"{rows.origin}, {size} rows set aside"
-    return rows.take(np.flatnonzero(~taken), rows.origin), rows.take(np.flatnonzero(taken), origin)
+    rest = replace(rows.take(np.flatnonzero(~taken), rows.origin), skipped=rows.skipped)
+    return rest, rows.take(np.flatnonzero(taken), origin)

@@ -138,6 +138,29 @@ def from_files(files: list[Path]) -> Source:
         return Source(where, _stream(files), tuple(files))
 
 
+def joined(sources: list[Source]) -> Source:
+    """One source of the rows of all, one after the other.
+
+    Raises:
+        ValueError: they have not the same columns, or other things in them.
+    """
+    first, *others = sources
+    if not others:
+        return first
+    for other in others:
+        if set(other.columns) != set(first.columns):
+            raise ValueError(
+                f"{other.where} has the columns {', '.join(other.columns)}, {first.where} has "
+                f"{', '.join(first.columns)}: parts of one split are joined and must have the same; rename the "
+                "columns, or leave out a part"
+            )
+    files = tuple(file for source in sources for file in source.files)
+    where = f"{files[0]} and {len(files) - 1} more" if files else f"{first.where} and {len(others)} more"
+    with _named_errors(where, files):
+        rows = datasets.concatenate_datasets([source.dataset for source in sources])
+    return Source(where, rows, files, first.version)
+
+
 def from_hub(path: str, name: str | None) -> dict[str, Source]:
     """The splits of a Hub data set, `id` or `id@revision`.
 
@@ -197,8 +220,8 @@ def suffix(file: Path) -> str:
 
 
 def split_of(file: Path) -> str | None:
-    """The split that a file name tells, as in train-00000-of-00002.parquet or dev.tsv.gz; None without one."""
-    match = re.match(r"(train|validation|valid|val|dev|test)(_\w+)?(?=[.-])", file.name)
+    """The split that a file name tells, as in train-00000-of-00002.parquet or Dev.tsv.gz; None without one."""
+    match = re.match(r"(train|validation|valid|val|dev|test)(_\w+)?(?=[.-])", file.name.lower())
     return match[0] if match else None
 
 

@@ -11,8 +11,19 @@ from transformers import PreTrainedTokenizerBase
 from fastdistill.data.columns import complete, train_split
 from fastdistill.data.gold import Gold
 from fastdistill.data.packing import NO_LABEL, Sequences
-from fastdistill.data.rows import Rows, divide, label_names, labelled_rows, open_splits, read_column, read_rows
-from fastdistill.data.rows import splits_named as named
+from fastdistill.data.rows import (
+    VALIDATION,
+    Rows,
+    classes_of,
+    divide,
+    labelled_rows,
+    open_splits,
+    read_column,
+    read_rows,
+    said_of_splits,
+    splits_named,
+)
+from fastdistill.data.source import Source, joined
 from fastdistill.data.spans import check_stride, cut_windows
 from fastdistill.data.tokenise import check_tokenizer, first_pieces, truncate_examples
 from fastdistill.recipe import Task
@@ -30,6 +41,7 @@ class TaskData:
         rows: of train, before they were tokenised.
         label_names: class names by index; None where there are no classes.
         origins: for train, validation and test the split of the data that it was taken from, for the report.
+        said: what was found out about the data, in sentences.
     """
 
     train: Sequences
@@ -39,39 +51,45 @@ class TaskData:
     rows: Rows
     label_names: tuple[str, ...] | None
     origins: Mapping[str, str]
+    said: list[str]
 
 
 def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskData:
     """Read, check, split and tokenise a task.
 
-    The figures come from the data's test split where its labels are published, otherwise from its validation split.
-    Choices are made on the validation split where the figures leave it free, otherwise on rows set aside from train.
-    Of data with nothing but a train split, rows for both are set aside. `task.split_seed` decides which, or
-    `seed`.
+    Splits train_1, train_2 and so on are joined. The figures come from the data's test split where its labels are
+    published, otherwise from its validation split. Choices are made on the validation split, all parts of it, where the
+    figures leave it free, otherwise on rows set aside from train. Of data with nothing but a train split, rows for both
+    are set aside. `task.split_seed`, or else `seed`, decides which.
 
     Raises:
         FileNotFoundError: the files are missing, or the Hub data set cannot be reached.
         ValueError: a column, text or label is not what the task says, or there are too few rows.
     """
     task, _ = complete(task)
-    sources, train_source = open_splits(task), train_split(task)
+    sources = open_splits(task)
+    train_source = train_split(task, sources)
     assert task.label is not None
     assert task.max_length is not None
     check_tokenizer(tokenizer, task.max_length, pair=task.pair is not None)
     if task.kind == "span":
         check_stride(tokenizer, task.max_length, task.doc_stride or 0)
     train_labels = read_column(train_source, task.label, "task.label")
-    names = label_names(train_source, task, train_labels)
+    names, vectors = classes_of(train_source, task, train_labels)
     if task.group is not None and len(names or ()) != 2:
         raise ValueError(f"task.group ranks rows that are right or wrong, this task has {len(names or ())} classes")
-    train = read_rows(train_source, task, train_labels, names, "train")
-    validations, tests = (
-        {ending: rows for ending, source in found.items() if (rows := labelled_rows(source, task, names, origin))}
-        for found, origin in (
-            (named(sources, "validation", "valid", "val", "dev"), "validation"),
-            (named(sources, "test"), "test"),
-        )
-    )
+    train = read_rows(train_source, task, train_labels, names, vectors, "train")
+    said = said_of_splits(task, sources)
+
+    def labelled(found: dict[str, Source], origin: str) -> dict[str, Rows]:
+        read = {
+            ending: labelled_rows(source, task, names, vectors, origin, said.append) for ending, source in found.items()
+        }
+        return {ending: rows for ending, rows in read.items() if rows}
+
+    tests = labelled(splits_named(sources, "test"), "test")
+    held = splits_named(sources, *VALIDATION)
+    validations = labelled({"": joined(list(held.values()))} if tests and held else held, "validation")
     train, validation, test = divide(
         train,
         next(iter(validations.values()), None),
@@ -82,16 +100,42 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     _check_variety(train, task, names, train_source.where)
     more = dict(list((tests or validations).items())[1:])
     splits = {"train": train, "validation": validation, "test": test}
-    ready = {name: tokenise(tokenizer, rows, task, names) for name, rows in (splits | more).items()}
+    origins = {name: rows.origin for name, rows in splits.items()}
+    splits |= {f"test, {name}": rows for name, rows in more.items()}
+    in_train = _in_train(splits)
+    ready = {name: tokenise(tokenizer, rows, task, names) for name, rows in splits.items()}
+    for name, count in in_train.items():
+        ready[name] = replace(ready[name], counts={**ready[name].counts, "in train": count})
     return TaskData(
         train=ready["train"],
         validation=ready["validation"],
         test=ready["test"],
-        more={name: ready[name] for name in more},
+        more={name: ready[f"test, {name}"] for name in more},
         rows=train,
         label_names=names,
-        origins={name: rows.origin for name, rows in splits.items()},
+        origins=origins,
+        said=[*said, *_said_of_rows(splits, in_train)],
     )
+
+
+def _in_train(splits: Mapping[str, Rows]) -> dict[str, int]:
+    """Of every split but train, how many rows have the text (of pairs, both) of a row of train, word for word."""
+    seen = set(splits["train"].wording())
+    return {name: sum(map(seen.__contains__, rows.wording())) for name, rows in splits.items() if name != "train"}
+
+
+def _said_of_rows(splits: Mapping[str, Rows], in_train: Mapping[str, int]) -> list[str]:
+    said = [
+        f"task: {rows.skipped:,} rows of {name} have no words and are skipped"
+        for name, rows in splits.items()
+        if rows.skipped
+    ]
+    if any(in_train.values()):
+        found = [
+            f"{count:,} of {len(splits[name].texts):,} rows of {name}" for name, count in in_train.items() if count
+        ]
+        said.append(f"task: {' and '.join(found)} are in train word for word, where a model may answer from memory")
+    return said
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Rows, task: Task, names: tuple[str, ...] | None) -> Sequences:
@@ -104,7 +148,8 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Rows, task: Task, names: 
         token_labels = np.full(len(sequences.input_ids), NO_LABEL, np.int64)
         token_labels[places] = np.concatenate([tags[kept] for tags, kept in zip(rows.labels, words, strict=True)])
         gold = Gold(task.kind, [[names[tag] for tag in tags] for tags in rows.labels], names, words=words)
-        return replace(sequences, token_labels=token_labels, gold=gold)
+        counts = {**sequences.counts, "skipped": rows.skipped}
+        return replace(sequences, token_labels=token_labels, gold=gold, counts=counts)
     if task.kind == "span":
         assert rows.pairs is not None
         right = list(rows.labels)

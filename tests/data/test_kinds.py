@@ -60,14 +60,16 @@ def test_the_first_piece_of_every_word_has_its_tag(tmp_path: Path, pieces: PreTr
     assert data.test.gold is not None
     assert data.test.gold.rows == [row["tags"] for row in TAGGED]
     assert [own.tolist() for own in data.test.gold.words or []] == [[0, 1, 2, 3], [0, 1, 3, 4]]
-    assert data.test.counts == {"examples": 2, "tokens": 17, "truncated": 0, "words": 9, "lost words": 1}
+    counts = {"examples": 2, "tokens": 17, "truncated": 0, "words": 9, "lost words": 1, "skipped": 0}
+    assert data.test.counts == {**counts, "in train": 2}
 
 
 def test_words_that_are_cut_off_are_counted_and_their_tags_stay(
     tmp_path: Path, pieces: PreTrainedTokenizerFast
 ) -> None:
     data = load_task(tagging(tmp_path, TAGGED * 3, max_length=6), pieces, 0)
-    assert data.test.counts == {"examples": 2, "tokens": 12, "truncated": 2, "words": 9, "lost words": 4}
+    counts = {"examples": 2, "tokens": 12, "truncated": 2, "words": 9, "lost words": 4, "skipped": 0}
+    assert data.test.counts == {**counts, "in train": 2}
     assert data.test.gold is not None
     assert [len(tags) for tags in data.test.gold.rows] == [4, 5]
     assert [own.tolist() for own in data.test.gold.words or []] == [[0, 1], [0, 1, 3]]
@@ -95,7 +97,8 @@ def test_tags_may_be_numbers_of_names(tmp_path: Path, pieces: PreTrainedTokenize
     ("row", "message"),
     [
         ({"tokens": ["in", "paris"], "tags": ["O"]}, "row 2 has 1 tags for 2 words; give one tag for each word"),
-        ({"tokens": [], "tags": []}, "row 2: column 'tokens' is empty; correct or remove the row"),
+        ({"tokens": [], "tags": ["O"]}, "row 2 has 1 tags for 0 words; give one tag for each word"),
+        ({"tokens": None, "tags": []}, "row 2: column 'tokens' is None, not a list of words; correct or remove"),
         (
             {"tokens": ["in", None], "tags": ["O", "O"]},
             r"row 2: column 'tokens' is \['in', None\], not a list of words",
@@ -111,9 +114,41 @@ def test_bad_tags_are_named(row: dict[str, Any], message: str, tmp_path: Path, p
         load_task(tagging(tmp_path, [good, row], label_names=("O", "B-LOC")), pieces, 0)
 
 
-def multilabel(folder: Path, labels: list[Any], **options: Any) -> Task:
-    rows = [{"text": "a b", "label": label} for label in labels]
-    return Task(path=write(folder, train=rows, validation=rows, test=rows), kind="multilabel", **options)
+EMPTY: dict[str, Any] = {"tokens": [], "tags": []}
+
+
+def test_rows_without_words_are_skipped_counted_and_said(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path, train=[EMPTY, *TAGGED * 3, EMPTY], validation=TAGGED, test=[TAGGED[0], EMPTY, TAGGED[1]])
+    data = load_task(Task(path=path), pieces, 0)
+    assert [own.counts["skipped"] for own in (data.train, data.validation, data.test)] == [2, 0, 1]
+    assert [own.counts["examples"] for own in (data.train, data.validation, data.test)] == [6, 2, 2]
+    skipped = [f"task: {n} rows of {split} have no words and are skipped" for n, split in [(2, "train"), (1, "test")]]
+    assert data.said[:2] == skipped
+    assert data.test.gold is not None
+    assert data.test.gold.rows == [row["tags"] for row in TAGGED]
+    assert [own.tolist() for own in data.rows.labels[:2]] == [[3, 3, 3, 1], [1, 2, 3, 0, 3]]
+
+
+def test_skipped_rows_stay_counted_where_rows_are_set_aside(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path, train=[EMPTY, *TAGGED * 5])
+    data = load_task(Task(path=path, validation_size=2, test_size=3), pieces, 0)
+    assert [own.counts["skipped"] for own in (data.train, data.validation, data.test)] == [1, 0, 0]
+    assert [own.counts["examples"] for own in (data.train, data.validation, data.test)] == [5, 2, 3]
+
+
+def test_rows_behind_one_without_words_keep_their_numbers(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"row 3 has 1 tags for 2 words"):
+        load_task(tagging(tmp_path, [TAGGED[0], EMPTY, {"tokens": ["in", "paris"], "tags": ["O"]}]), pieces, 0)
+
+
+def test_no_words_at_all(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"test.jsonl: column 'tokens' is empty in all 2 rows"):
+        load_task(Task(path=write(tmp_path, train=TAGGED, test=[EMPTY, EMPTY])), pieces, 0)
+
+
+def multilabel(folder: Path, labels: list[Any], test: list[Any] | None = None, **options: Any) -> Task:
+    rows, tested = ([{"text": "a b", "label": label} for label in own] for own in (labels, test or labels))
+    return Task(path=write(folder, train=rows, validation=rows, test=tested), kind="multilabel", **options)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +189,54 @@ def test_bad_lists_of_classes_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_task(multilabel(tmp_path, labels, label_names=("x", "y")), tokenizer, 0)
+
+
+ONE_OF_TWO = [[1, 0], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "test", "expected"),
+    [
+        ([[1, 1], [0, 0], [0, 1]], ONE_OF_TWO, ONE_OF_TWO),
+        (ONE_OF_TWO, [[1, 1], [0, 0], [1, 0]], [[1, 1], [0, 0], [1, 0]]),
+        ([["b"], ["a"], ["a", "b"]], [["b"], ["a"], ["a"]], [[0, 1], [1, 0], [1, 0]]),
+        ([[1], [0], [0, 1]], [[0, 1], [0, 1], [1]], [[1, 1], [1, 1], [0, 1]]),
+    ],
+)
+def test_train_decides_for_all_splits_whether_lists_are_vectors(
+    labels: list[Any],
+    test: list[Any],
+    expected: list[list[int]],
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    data = load_task(multilabel(tmp_path, labels, test), tokenizer, 0)
+    assert data.test.labels.tolist() == expected
+
+
+@pytest.mark.parametrize("names", [None, ("x", "y", "z")])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 1, 1], [0, 0], [1, 0, 0]], r"row 2: label \[0, 0\] has 2 entries for 3 classes"),
+        ([[0, 1], [0, 1, 0], [1, 0, 0]], r"row 1: label \[0, 1\] has 2 entries for 3 classes"),
+        ([[0, 1, 1], [0, 0, 1], [1, 0, 0], [1, 0, 0, 0]], r"row 4: label \[1, 0, 0, 0\] has 4 entries for 3 classes"),
+        ([[0, 1, 1], [0, 0, 1], []], r"row 3: label \[\] has 0 entries for 3 classes"),
+    ],
+)
+def test_the_first_vector_of_another_length_is_named(
+    labels: list[Any], message: str, names: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(ValueError, match=rf"train.jsonl, {message}"):
+        load_task(multilabel(tmp_path, labels, label_names=names), tokenizer, 0)
+
+
+@pytest.mark.parametrize(("test", "row"), [([[1, 0], [0, 2]], 2), ([["1", "0"]], 1), ([[1, 0], [0, None]], 2)])
+def test_vectors_of_other_splits_hold_0_and_1(
+    test: list[Any], row: int, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(ValueError, match=rf"test.jsonl, row {row}: label .* is no list of 0 and 1, as labels of train"):
+        load_task(multilabel(tmp_path, ONE_OF_TWO, test), tokenizer, 0)
 
 
 CONTEXT = "the film was very long it is not good"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdistill.data.labels import class_indices, distinct_names, is_hidden, regression_targets
+from fastdistill.data.labels import class_indices, distinct_names, is_hidden, regression_targets, width_of_vectors
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,29 @@ def test_a_label_outside_the_names_is_named(label: Any) -> None:
 def test_long_lists_of_names_are_shortened() -> None:
     with pytest.raises(ValueError, match=r"none of the 77 classes \(c0, .*, c9 and 67 more\)"):
         class_indices(["x"], [f"c{i}" for i in range(77)], "f")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "width"),
+    [
+        ([[1, 0], [0, 1], [0, 1]], None, 2),
+        ([[1, 0], [0, 1], [0, 1]], 2, 2),
+        ([[1, 0], [0, 1], [0, 1]], 3, None),  # the first two of three classes, by number
+        ([[1.0, 0.0, 0.0], [True, False, True]], None, 3),
+        ([[0, 1, 0], [0, 0], [1, 0, 0]], 3, 3),
+        ([[0, 0, 1], [1, 1, 1]], 2, 3),
+        ([[0], [1], [0, 1]], None, None),
+        ([[0], [0], [0]], None, None),
+        ([[0], [1], [0, 0]], 3, None),
+        ([[], [], [0, 1]], None, None),
+        ([[0, 1], [2, 0]], None, None),
+        ([["0", "1"], ["1", "0"]], None, None),
+        ([1, 0], None, None),
+        ([], None, None),
+    ],
+)
+def test_width_of_vectors(labels: list[Any], classes: int | None, width: int | None) -> None:
+    assert width_of_vectors(labels, classes) == width
 
 
 def test_targets() -> None:

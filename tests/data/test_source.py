@@ -85,6 +85,8 @@ def test_rows_come_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         ("train-00000-of-00002.parquet", "train"),
         ("dev.tsv.gz", "dev"),
+        ("Test.csv", "test"),
+        ("train_part1.csv", "train_part1"),
         ("validation_matched.jsonl", "validation_matched"),
         ("test.csv", "test"),
         ("testimonials.csv", None),

@@ -204,7 +204,7 @@ def test_long_texts_are_truncated_and_counted(tmp_path: Path, tokenizer: PreTrai
     data = load_task(Task(path=path, max_length=6), tokenizer, 0)
     assert data.train.counts["truncated"] == 1
     assert data.train.lengths.max() == 6
-    assert data.test.counts == {"examples": 15, "tokens": 75, "truncated": 0}
+    assert data.test.counts == {"examples": 15, "tokens": 75, "truncated": 0, "in train": 0}
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,17 @@ def test_the_rows_and_their_copies_are_written(world: Path, tmp_path: Path, caps
     assert f"{tmp_path / 'out'}: rows 100, copies {report['counts']['copies']}" in said
 
 
+def test_what_is_found_in_the_data_is_said(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "task"
+    folder.mkdir()
+    for name in ("train.csv", "extra.csv"):
+        (folder / name).write_text((world / "task.csv").read_text())
+    command(augment, "", options(world, tmp_path, f"--task.path={folder}"))
+    said = capsys.readouterr().out
+    assert "task: classification, texts from text" in said
+    assert "task: not used: extra.csv" in said
+
+
 @pytest.mark.parametrize(
     ("others", "expected"),
     [
