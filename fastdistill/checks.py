@@ -42,8 +42,9 @@ def check_values(recipe: Recipe) -> None:
                 f"{', '.join(sorted(RESERVED))}"
             )
     _check_choices("", recipe)
-    if not 0 <= recipe.seed < 2**32:
-        raise ValueError(f"seed is {recipe.seed}: it must be from 0 to {2**32 - 1}")
+    for name, seed in (("seed", recipe.seed), ("task.split_seed", recipe.task.split_seed)):
+        if seed is not None and not 0 <= seed < 2**32:
+            raise ValueError(f"{name} is {seed}: it must be from 0 to {2**32 - 1}")
     if recipe.verify_cache < 0:
         raise ValueError(f"verify_cache is {recipe.verify_cache}: it must be 0 or more")
     others, given = recipe.teacher.others, recipe.teacher.weights

@@ -251,6 +251,7 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
     "logging every 0 steps": (lambda r, t: replace(r, logging_steps=0), ("logging_steps is 0",)),
     "saving every -1 steps": (lambda r, t: replace(r, save_steps=-1), ("save_steps is -1",)),
     "negative seed": (lambda r, t: replace(r, seed=-1), ("seed is -1",)),
+    "negative split seed": (lambda r, t: replace(r, task=replace(r.task, split_seed=-1)), ("task.split_seed is -1",)),
     "endless epochs": (lambda r, t: with_stage(r, "gd", steps=None, epochs=1e9), ("gd.epochs is 1000000000",)),
     "best epoch without a head": (lambda r, t: with_stage(r, "gd", keep="best"), ("gd.keep is best",)),
     "taught control": (

@@ -99,6 +99,8 @@ def test_rows_set_aside_are_decided_by_the_seed_and_stratified(
     many = [(row_text(i), "rare" if i % 10 == 0 else "common") for i in range(200)]
     task = Task(path=write(tmp_path, train=many), validation_size=30, test_size=50)
     data, same, other = (load_task(task, tokenizer, seed) for seed in (0, 0, 1))
+    fixed = load_task(dataclasses.replace(task, split_seed=0), tokenizer, seed=1)
+    assert texts(fixed.validation) == texts(data.validation)
     assert texts(data.validation) == texts(same.validation)
     assert texts(data.test) == texts(same.test)
     assert texts(data.validation) != texts(other.validation)
