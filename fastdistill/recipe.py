@@ -40,7 +40,8 @@ class Student:
     """The small model to train: the teacher's architecture in another shape.
 
     Args:
-        preset: a published shape: tinybert4 (4 layers, 312 wide, FFN 1200, 12 heads) or tinybert6 (6, 768, 3072, 12).
+        preset: a published shape: tinybert4 (4 layers, 312 wide, FFN 1200, 12 heads) or tinybert6 (6, 768, 3072, 12);
+            on the command line it takes the place of the recipe's own shape.
         num_hidden_layers: depth; overrides the preset, default the teacher's.
         hidden_size: width; overrides the preset, default the teacher's.
         intermediate_size: FFN width; overrides the preset, default the teacher's FFN-to-width ratio times hidden_size.
@@ -49,7 +50,7 @@ class Student:
         init: teacher = copy the teacher's weights, reduced to the student's width where it is narrower; random.
         init_layers: which teacher layers init copies: uniform, first, last, or a list such as "1,3,6".
         path: start from this student folder (or Hub id) instead, with the projections of the stage that left it, if one
-            did; the shape and init options must then be left alone.
+            did; the options above must then be left alone, and those of the recipe go.
     """
 
     preset: Literal["tinybert4", "tinybert6"] | None = None
