@@ -266,6 +266,11 @@ def _named(stage: str) -> Iterator[None]:
         raise ValueError(f"stage {stage}: {error}") from None
 
 
+def max_length(recipe: Recipe, stage: Stage) -> int | None:
+    """The most tokens that a sequence of the text of `stage` may have."""
+    return (recipe.general if stage.data in GENERAL else recipe.task).max_length
+
+
 def _jobs(recipe: Recipe) -> dict[str, Stage]:
     """Every stage that will run, by name; the fine-tuning and the control among them."""
     jobs = dict(recipe.stages)
@@ -285,7 +290,8 @@ def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder
         with _named(name):
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
             kind: HeadKind = "masked" if stage.data == "masked" else recipe.task.kind or "classification"
-            objective = Objective(stage.losses, layers, student, teacher, kind=kind)
+            length = max_length(recipe, stage)
+            objective = Objective(stage.losses, layers, student, teacher, kind=kind, max_length=length)
             with torch.random.fork_rng():
                 headed = student.with_fresh_head(kind, 2) if objective.student_taps.logits else student
             headed.check_taps(objective.student_taps)

@@ -186,7 +186,9 @@ class Losses:
         temperature_squared: multiply the soft term by the square of its temperature; its gradient then keeps its size.
         projection: one projection for all layers and the embedding (TinyBERT as published), or one for each; patience
             and cosine have none where student and teacher are equally wide.
-        normalize: means over real entries, or divided by the padded counts as the published TinyBERT program does.
+        normalize: means of attention, hidden, embedding and relation over real entries; or padded: their sum over real
+            entries, divided by as many as sequences of max_length would all have. That is the published TinyBERT
+            program's divisor; what it also adds up over pad tokens stays left out.
     """
 
     attention: float = 0.0

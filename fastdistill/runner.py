@@ -25,7 +25,7 @@ from fastdistill.checkpoint import Checkpoints, Progress, publish, weights
 from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
 from fastdistill.evaluate import predict, probe
-from fastdistill.inputs import Inputs, load_inputs
+from fastdistill.inputs import Inputs, load_inputs, max_length
 from fastdistill.log import Log
 from fastdistill.loop import train
 from fastdistill.losses.objective import Objective
@@ -202,7 +202,8 @@ class Runner:
         if teacher is not None:
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
             self.log.say(f"{name}: {format_layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)}")
-        objective = Objective(stage.losses, layers, student, teacher, kind=self.inputs.head(stage))
+        length = max_length(self.recipe, stage)
+        objective = Objective(stage.losses, layers, student, teacher, kind=self.inputs.head(stage), max_length=length)
         if start is not None:
             _take_projections(objective, start)
         for module in (student, objective, *teachers):

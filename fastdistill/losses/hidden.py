@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from fastdistill.batch import Batch
@@ -15,7 +13,8 @@ class Hidden:
     """Sum over mapped layers of the mean squared error of projected hidden states.
 
     ``sum_m mean (H_s^m W + b - H_t^{g(m)})^2`` (TinyBERT, arXiv 1909.10351, equation 8). Layer 0 is the output of the
-    embeddings, so that the embedding term (equation 9) is this one over the pair (0, 0).
+    embeddings, so that the embedding term (equation 9) is this one over the pair (0, 0). With `pad_to` L the sum over
+    real tokens is divided by ``B L`` in the place of their number.
 
     `projections` holds one linear map per pair, which may be the same.
     """
@@ -26,12 +25,12 @@ class Hidden:
         layers: tuple[tuple[int, int], ...],
         projections: list[nn.Linear],
         *,
-        normalize: Literal["tokens", "padded"],
+        pad_to: int | None,
     ) -> None:
         self.name = name
         self.layers = layers
         self.projections = projections
-        self.normalize: Literal["tokens", "padded"] = normalize
+        self.pad_to = pad_to
         student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
         self.student_taps, self.teacher_taps = Taps(hidden=student), Taps(hidden=teacher)
 
@@ -41,14 +40,14 @@ class Hidden:
             [teacher.hidden[n] for _, n in self.layers],
             *_weights(self.projections),
             cu_seqlens=batch.cu_seqlens,
-            max_seqlen=batch.max_seqlen,
-            normalize=self.normalize,
+            max_seqlen=self.pad_to or batch.max_seqlen,
+            normalize="padded" if self.pad_to else "tokens",
         )
         return {self.name: loss}
 
     def entries(self, batch: Batch) -> int:
-        """Tokens, or places of as many as the longest sequence has."""
-        return batch.num_tokens if self.normalize == "tokens" else batch.num_sequences
+        """Tokens, or sequences, each of as many."""
+        return batch.num_sequences if self.pad_to else batch.num_tokens
 
 
 class Patience:

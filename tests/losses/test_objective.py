@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -107,19 +107,14 @@ def test_hidden_and_embedding_project_the_student(projection: str) -> None:
     torch.testing.assert_close(*(torch.autograd.grad(x, list(objective.parameters())) for x in sums))
 
 
-def test_padded_normalisation_divides_by_padded_counts() -> None:
-    T, padded = sum(LENGTHS), len(LENGTHS) * max(LENGTHS)
-    names = ("attention", "hidden", "embedding")
-    tokens, padded_values = (
-        evaluate(Losses(attention=1.0, hidden=1.0, embedding=1.0, normalize=how))[1] for how in ("tokens", "padded")
-    )
-    ratios = {
-        "attention": sum(n * n for n in LENGTHS) / (len(LENGTHS) * max(LENGTHS) ** 2),
-        "hidden": T / padded,
-        "embedding": T / padded,
-    }
-    for name in names:
-        torch.testing.assert_close(padded_values[name], tokens[name] * ratios[name])
+def test_padded_means_divide_by_sequences_of_max_length() -> None:
+    losses = Losses(attention=1.0, hidden=1.0, embedding=1.0, relation=1.0, relation_heads=2)
+    _, tokens, *_ = evaluate(losses, max_length=7)
+    _, padded, *_ = evaluate(replace(losses, normalize="padded"), max_length=7)
+    ratios = dict.fromkeys(("hidden", "embedding", "relation"), sum(LENGTHS) / (len(LENGTHS) * 7))
+    ratios["attention"] = sum(n * n for n in LENGTHS) / (len(LENGTHS) * 7**2)
+    for name, ratio in ratios.items():
+        torch.testing.assert_close(padded[name], tokens[name] * ratio)
 
 
 @pytest.mark.parametrize(("pairs", "related"), [("qq,kk,vv", ["qq", "kk", "vv"]), (" qk , vv ", ["qk", "vv"])])
