@@ -174,7 +174,10 @@ class Losses:
         relation: KL divergence of relations between tokens (MiniLM, MiniLMv2), last mapped layer; any head counts.
         relation_pairs: which of q, k, v are related: "qq,kk,vv" (MiniLMv2), or "qk,vv", attention and values (MiniLM).
         relation_heads: heads into which the relation term splits both models.
-        patience: squared distance of normalised [CLS] states (Patient-KD), mean over mapped layers.
+        patience: squared distance of [CLS] states (Patient-KD), mean over mapped layers and rows.
+        patience_distance: normalized = of their directions; squared = of the states as they are.
+        patience_reduction: batchmean = mean over layers and rows; mean = over elements too, as in the published
+            Patient-KD program, which makes the term as many times smaller as the teacher is wide.
         cosine: 1 - cosine of the states of the last mapped layer (DistilBERT), mean over tokens.
         soft: cross-entropy with the teacher's softened predictions, binary for each class of a multilabel task (squared
             error for regression).
@@ -199,6 +202,8 @@ class Losses:
     relation_pairs: str = "qq,kk,vv"
     relation_heads: int = 12
     patience: float = 0.0
+    patience_distance: Literal["normalized", "squared"] = "normalized"
+    patience_reduction: Literal["batchmean", "mean"] = "batchmean"
     cosine: float = 0.0
     soft: float = 0.0
     soft_form: Literal["ce", "kl"] = "ce"

@@ -7,9 +7,15 @@ PKD-Skip follows teacher layers 2, 4, 6, 8, 10, PKD-Last (--pkd.layer_map last) 
 arXiv 1908.09355, section 4.2) chooses by the score on the development set among these, the loss being
 (1 - alpha) hard + alpha T^2 soft + beta patience:
 
+    --pkd.losses.patience_reduction mean --pkd.losses.soft_reduction mean \
     --sweep '{"pkd.losses.temperature": [5, 10, 20], "pkd.losses.patience": [10, 100, 500, 1000],
               "pkd.losses.soft,pkd.losses.hard": [[0.2, 0.8], [0.5, 0.5], [0.7, 0.3]],
               "pkd.optim.learning_rate": [5e-5, 2e-5, 1e-5]}'
+
+The two means are those of the published program, over components and classes too; its grid belongs to them. By default
+patience is the squared distance of a whole row, as many times larger as the teacher is wide: the weight of 100 below is
+76,800 there for a teacher of 768. The program's switch that leaves states as long as they are is
+--pkd.losses.patience_distance squared.
 
 finetune  the teacher learns the task (left out when --teacher.finetuned names one that has)
 pkd       soft labels, gold labels and patience; the student starts from the teacher's first layers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from fastdistill.batch import Batch
@@ -53,12 +55,22 @@ class Hidden:
 class Patience:
     """``mean over mapped layers and sequences of |h_s / |h_s| - h_t / |h_t||^2``, h the states of [CLS].
 
-    Patient-KD (arXiv 1908.09355, equation 7), whose sum over layers is a mean here, so that its weight does not depend
-    on how many there are. `projections`, one for each pair or none where widths are equal, come first.
+    Patient-KD (arXiv 1908.09355, equation 7), whose sum over layers and rows is a mean here, so that its weight does
+    not depend on how many there are. `distance` "squared" leaves states as long as they are, and `reduction` "mean"
+    divides by the teacher's width too: the published program's mean over all elements, with either distance.
+    `projections`, one for each pair or none where widths are equal, come first.
     """
 
-    def __init__(self, layers: tuple[tuple[int, int], ...], projections: list[nn.Linear]) -> None:
+    def __init__(
+        self,
+        layers: tuple[tuple[int, int], ...],
+        projections: list[nn.Linear],
+        *,
+        distance: Literal["normalized", "squared"],
+        reduction: Literal["batchmean", "mean"],
+    ) -> None:
         self.layers, self.projections = layers, projections
+        self.distance, self.reduction = distance, reduction
         student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
         self.student_taps, self.teacher_taps = Taps(hidden=student), Taps(hidden=teacher)
 
@@ -68,9 +80,12 @@ class Patience:
             [student.hidden[m][first] for m, _ in self.layers],
             [teacher.hidden[n][first] for _, n in self.layers],
             *_weights(self.projections),
-            distance="normalized",
+            distance=self.distance,
         )
-        return {"patience": loss / len(self.layers)}
+        width = teacher.hidden[self.layers[0][1]].shape[-1]
+        divided = width if self.distance == "squared" else 1  # by the op
+        wanted = width if self.reduction == "mean" else 1
+        return {"patience": loss * (divided / wanted) / len(self.layers)}
 
     def entries(self, batch: Batch) -> int:
         """Sequences."""

@@ -110,7 +110,8 @@ class Objective(nn.Module):
         equal = student.hidden_size == teacher.hidden_size
         if losses.patience:
             project = [] if equal else [self._projection(m, losses, student, teacher) for m, _ in layers]
-            self.terms.append(Patience(layers, project))
+            distance, reduction = losses.patience_distance, losses.patience_reduction
+            self.terms.append(Patience(layers, project, distance=distance, reduction=reduction))
         if losses.cosine:
             project = [] if equal else [self._projection(layers[-1][0], losses, student, teacher)]
             self.terms.append(Cosine(layers[-1], project))
