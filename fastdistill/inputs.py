@@ -39,7 +39,8 @@ class Inputs:
     """Tokenizer, data, the untrained student of a recipe with its projections, and a digest of its teachers.
 
     The recipe's task is complete here, and `said` tells what was found out about it. `augmented` is the task's text
-    with its copies, where a stage trains on it, and `copied_from` says how it was made.
+    with its copies, where a stage trains on it, and `copied_from` says how it was made. `masked_head` is where a
+    student's head for masked words starts from, where the teacher has one and a stage asks for it.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class Inputs:
     said: list[str]
     augmented: Sequences | None = None
     copied_from: str = ""
+    masked_head: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -188,8 +190,13 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     kind, finetuned, masked = recipe.task.kind or "classification", teacher, teacher
     if recipe.teacher.finetuned:
         finetuned = Encoder.load(recipe.teacher.finetuned, head="finetuned", kind=kind)
-    if any(stage.data == "masked" and stage.teacher == "pretrained" and stage.losses.soft for stage in stages.values()):
-        masked = Encoder.load(base, head="finetuned", kind="masked")
+    on_masked = [stage for stage in stages.values() if stage.data == "masked"]
+    try:
+        masked = Encoder.load(base, head="finetuned", kind="masked") if on_masked else teacher
+    except ValueError:
+        if any(stage.losses.soft for stage in on_masked):
+            raise
+        said.append(f"the student's head for masked words starts at random, for {base} has none")
     if finetuned.vocab_size != teacher.vocab_size:
         raise ValueError(
             f"the fine-tuned teacher has a vocabulary of {finetuned.vocab_size}, the pretrained one of "
@@ -209,6 +216,7 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     projections = _first_projections(recipe, student, teacher)
     digest = _digest(*dict.fromkeys((teacher, masked, finetuned, *others.values())))
     inputs = Inputs(recipe, tokenizer, task, corpus, student, projections, digest, said)
+    inputs.masked_head = base if masked.kind == "masked" else None
     augmented = {name: stage for name, stage in stages.items() if stage.data == "augmented"}
     _check_budgets({name: stage for name, stage in stages.items() if name not in augmented}, inputs)
     if task is not None:
