@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from fastdistill.recipe import Recipe, Stage
+from fastdistill.recipe import Recipe, Stage, Student
 
 NONE: Mapping[str, Recipe] = {}
+SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")  # of a student
 
 
 class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -105,18 +106,19 @@ def parse(
     recipe: Recipe, argv: list[str] | None, prog: str, description: str, modes: Mapping[str, Recipe] = NONE
 ) -> tuple[Recipe, Namespace]:
     """The recipe, or that of the mode that `argv` switches on, with the overrides of `argv`; and the run's switches."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = make_parser(recipe, prog, description, modes)
-    config = _parsed(parser, argv)
-    if chosen := [mode for mode in modes if config[mode]]:
+    given = _parsed(parser, [word for word in argv if not word.startswith("--print_config")], defaults=False)
+    if chosen := [mode for mode in modes if given.get(mode)]:
         recipe = modes[chosen[0]]
-        parser = make_parser(recipe, prog, description, modes)
-        config = _parsed(parser, argv)
-    return _chosen(recipe, parser, config)
+    recipe = _without_excluded(recipe, given.get("student"))
+    parser = make_parser(recipe, prog, description, modes)
+    return _chosen(recipe, parser, _parsed(parser, argv))
 
 
-def _parsed(parser: Parser, argv: list[str] | None) -> Namespace:
+def _parsed(parser: Parser, argv: list[str] | None, *, defaults: bool = True) -> Namespace:
     try:
-        return parser.parse_args(argv)
+        return parser.parse_args(argv, defaults=defaults)
     except UnicodeDecodeError as error:
         parser.error(f"the configuration file is not UTF-8 text: {error}")
 
@@ -127,6 +129,7 @@ def overridden(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     Raises:
         ValueError: an option that there is not, or a value that it cannot have.
     """
+    recipe = _without_excluded(recipe, values.get("student"))
     parser = make_parser(recipe, "", "")
     parser.exit_on_error = False
     try:
@@ -152,6 +155,17 @@ def _instantiated(parser: Parser, config: Namespace) -> Namespace:
         if not isinstance(value := config.get(group), Namespace):
             parser.error(f"{group} is {value!r}: it is a group of options, give some of them under it or leave it out")
     return parser.instantiate(config)
+
+
+def _without_excluded(recipe: Recipe, given: Any) -> Recipe:
+    """`recipe` without its own student options that a given one excludes: a path all others, a preset a shape."""
+    options = given if isinstance(given, Mapping | Namespace) else {}
+    if options.get("path") is not None:
+        return dataclasses.replace(recipe, student=Student())
+    if options.get("preset") is not None:
+        no_shape: dict[str, Any] = dict.fromkeys(SHAPE)
+        return dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, **no_shape))
+    return recipe
 
 
 def _one_length(stage: Stage, default: Stage) -> Stage:

@@ -39,7 +39,8 @@ class Inputs:
     """Tokenizer, data, the untrained student of a recipe with its projections, and a digest of its teachers.
 
     The recipe's task is complete here, and `said` tells what was found out about it. `augmented` is the task's text
-    with its copies, where a stage trains on it, and `copied_from` says how it was made.
+    with its copies, where a stage trains on it, and `copied_from` says how it was made. `masked_head` is where a
+    student's head for masked words starts from, where the teacher has one and a stage asks for it.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class Inputs:
     said: list[str]
     augmented: Sequences | None = None
     copied_from: str = ""
+    masked_head: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -188,8 +190,13 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     kind, finetuned, masked = recipe.task.kind or "classification", teacher, teacher
     if recipe.teacher.finetuned:
         finetuned = Encoder.load(recipe.teacher.finetuned, head="finetuned", kind=kind)
-    if any(stage.data == "masked" and stage.teacher == "pretrained" and stage.losses.soft for stage in stages.values()):
-        masked = Encoder.load(base, head="finetuned", kind="masked")
+    on_masked = [stage for stage in stages.values() if stage.data == "masked"]
+    try:
+        masked = Encoder.load(base, head="finetuned", kind="masked") if on_masked else teacher
+    except ValueError:
+        if any(stage.losses.soft for stage in on_masked):
+            raise
+        said.append(f"the student's head for masked words starts at random, for {base} has none")
     if finetuned.vocab_size != teacher.vocab_size:
         raise ValueError(
             f"the fine-tuned teacher has a vocabulary of {finetuned.vocab_size}, the pretrained one of "
@@ -210,6 +217,7 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     projections = _first_projections(recipe, student, teacher)
     digest = _digest(*dict.fromkeys((teacher, masked, finetuned, *others.values())))
     inputs = Inputs(recipe, tokenizer, task, corpus, student, projections, digest, said)
+    inputs.masked_head = base if masked.kind == "masked" else None
     augmented = {name: stage for name, stage in stages.items() if stage.data == "augmented"}
     _check_budgets({name: stage for name, stage in stages.items() if name not in augmented}, inputs)
     if task is not None:
@@ -267,6 +275,11 @@ def _named(stage: str) -> Iterator[None]:
         raise ValueError(f"stage {stage}: {error}") from None
 
 
+def max_length(recipe: Recipe, stage: Stage) -> int | None:
+    """The most tokens that a sequence of the text of `stage` may have."""
+    return (recipe.general if stage.data in GENERAL else recipe.task).max_length
+
+
 def _jobs(recipe: Recipe) -> dict[str, Stage]:
     """Every stage that will run, by name; the fine-tuning and the control among them."""
     jobs = dict(recipe.stages)
@@ -286,7 +299,8 @@ def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder
         with _named(name):
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
             kind: HeadKind = "masked" if stage.data == "masked" else recipe.task.kind or "classification"
-            objective = Objective(stage.losses, layers, student, teacher, kind=kind)
+            length = max_length(recipe, stage)
+            objective = Objective(stage.losses, layers, student, teacher, kind=kind, max_length=length)
             with torch.random.fork_rng():
                 headed = student.with_fresh_head(kind, 2) if objective.student_taps.logits else student
             headed.check_taps(objective.student_taps)

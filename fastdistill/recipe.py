@@ -40,7 +40,8 @@ class Student:
     """The small model to train: the teacher's architecture in another shape.
 
     Args:
-        preset: a published shape: tinybert4 (4 layers, 312 wide, FFN 1200, 12 heads) or tinybert6 (6, 768, 3072, 12).
+        preset: a published shape: tinybert4 (4 layers, 312 wide, FFN 1200, 12 heads) or tinybert6 (6, 768, 3072, 12);
+            on the command line it takes the place of the recipe's own shape.
         num_hidden_layers: depth; overrides the preset, default the teacher's.
         hidden_size: width; overrides the preset, default the teacher's.
         intermediate_size: FFN width; overrides the preset, default the teacher's FFN-to-width ratio times hidden_size.
@@ -49,7 +50,7 @@ class Student:
         init: teacher = copy the teacher's weights, reduced to the student's width where it is narrower; random.
         init_layers: which teacher layers init copies: uniform, first, last, or a list such as "1,3,6".
         path: start from this student folder (or Hub id) instead, with the projections of the stage that left it, if one
-            did; the shape and init options must then be left alone.
+            did; the options above must then be left alone, and those of the recipe go.
     """
 
     preset: Literal["tinybert4", "tinybert6"] | None = None
@@ -175,7 +176,10 @@ class Losses:
         relation: KL divergence of relations between tokens (MiniLM, MiniLMv2), last mapped layer; any head counts.
         relation_pairs: which of q, k, v are related: "qq,kk,vv" (MiniLMv2), or "qk,vv", attention and values (MiniLM).
         relation_heads: heads into which the relation term splits both models.
-        patience: squared distance of normalised [CLS] states (Patient-KD), mean over mapped layers.
+        patience: squared distance of [CLS] states (Patient-KD), mean over mapped layers and rows.
+        patience_distance: normalized = of their directions; squared = of the states as they are.
+        patience_reduction: batchmean = mean over layers and rows; mean = over elements too, as in the published
+            Patient-KD program, which makes the term as many times smaller as the teacher is wide.
         cosine: 1 - cosine of the states of the last mapped layer (DistilBERT), mean over tokens.
         soft: cross-entropy with the teacher's softened predictions, binary for each class of a multilabel task (squared
             error for regression).
@@ -187,7 +191,9 @@ class Losses:
         temperature_squared: multiply the soft term by the square of its temperature; its gradient then keeps its size.
         projection: one projection for all layers and the embedding (TinyBERT as published), or one for each; patience
             and cosine have none where student and teacher are equally wide.
-        normalize: means over real entries, or divided by the padded counts as the published TinyBERT program does.
+        normalize: means of attention, hidden, embedding and relation over real entries; or padded: their sum over real
+            entries, divided by as many as sequences of max_length would all have. That is the published TinyBERT
+            program's divisor; what it also adds up over pad tokens stays left out.
     """
 
     attention: float = 0.0
@@ -198,6 +204,8 @@ class Losses:
     relation_pairs: str = "qq,kk,vv"
     relation_heads: int = 12
     patience: float = 0.0
+    patience_distance: Literal["normalized", "squared"] = "normalized"
+    patience_reduction: Literal["batchmean", "mean"] = "batchmean"
     cosine: float = 0.0
     soft: float = 0.0
     soft_form: Literal["ce", "kl"] = "ce"

@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fastdistill import __version__
+from fastdistill.assistant import FOLDER
 from fastdistill.checkpoint import publish
 from fastdistill.evaluate import agreement, latency_ms, predict
 from fastdistill.inputs import Inputs
@@ -108,6 +109,7 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path, dev
     teacher, small = models["teacher"], models["student"]
     return {
         **models,
+        **_original_teacher(recipe, space),
         "retention": small["score"] / teacher["score"] if headed["student"] and (teacher["score"] or 0) > 0 else None,
         "compression": teacher["parameters"] / small["parameters"],
         "speedup": teacher["latency_ms"] / small["latency_ms"],
@@ -120,6 +122,15 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path, dev
         | {"python": platform.python_version()},
         "recipe": dataclasses.asdict(recipe),
     }
+
+
+def _original_teacher(recipe: Recipe, space: Workspace) -> Report:
+    """What an assistant, which is the teacher of the report, was itself distilled from; empty without one."""
+    if recipe.assistant is None:
+        return {}
+    first = json.loads((space.root / FOLDER / "report.json").read_text())
+    path = first["recipe"]["teacher"]["finetuned"] or first["recipe"]["teacher"]["path"]
+    return {"original_teacher": {"name": Path(path).name, **first["teacher"]}}
 
 
 def _export(stage: Path, to: Path, card: str) -> None:
@@ -138,30 +149,42 @@ def _row(name: str, values: dict[str, Any], teacher: dict[str, Any]) -> str:
     )
 
 
+def _models(report: Report) -> dict[str, str]:
+    """The models of the report, and what to call them."""
+    called = {"teacher": "assistant" if "original_teacher" in report else "teacher"}
+    return called | {name: name for name in ("student", "control") if name in report}
+
+
 def table(report: Report) -> str:
     """Teacher, student and control, as a Markdown table."""
     metric = report["teacher"]["metric"] or "score"
     lines = [
         f"| | {metric} (%) | parameters | CPU latency | smaller | faster |",
         "|---|---:|---:|---:|---:|---:|",
-        *(_row(name, report[name], report["teacher"]) for name in ("teacher", "student", "control") if name in report),
+        *(_row(called, report[name], report["teacher"]) for name, called in _models(report).items()),
     ]
     return "\n".join(lines)
 
 
 def summary(report: Report) -> str:
-    """The table, and how much of the teacher the student keeps."""
-    sentences = []
+    """The table, and how much of the teacher, or of the assistant in its place, the student keeps."""
+    sentences, student, teacher = [], report["student"], _models(report)["teacher"]
     if report["retention"] is not None:
-        sentences.append(f"The student keeps {100 * report['retention']:.1f} % of its teacher's score.")
-    if "agreement" in report["student"]:
-        sentences.append(f"It agrees with its teacher on {100 * report['student']['agreement']:.1f} % of the rows.")
+        sentences.append(f"The student keeps {100 * report['retention']:.1f} % of its {teacher}'s score.")
+    if "agreement" in student:
+        sentences.append(f"It agrees with its {teacher} on {100 * student['agreement']:.1f} % of the rows.")
+    if original := report.get("original_teacher"):
+        scored = f"{100 * original['score']:.1f} %, " if original["score"] is not None else ""
+        sentences.append(
+            f"The assistant was itself distilled from {original['name']} ({scored}"
+            f"{original['parameters'] / 1e6:.1f}M parameters); smaller and faster are relative to the assistant."
+        )
     return "\n\n".join([table(report), " ".join(sentences)]).strip()
 
 
 def all_scores(report: Report) -> str:
     """Every score of teacher, student and control, as a Markdown table; empty where there are none."""
-    models = {name: report[name]["scores"] for name in ("teacher", "student", "control") if name in report}
+    models = {called: report[name]["scores"] for name, called in _models(report).items()}
     metrics = dict.fromkeys(metric for scores in models.values() for metric in scores)
     if not metrics:
         return ""

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import shutil
 import zlib
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from fastdistill.checkpoint import Checkpoints, Progress, publish, weights
 from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
 from fastdistill.evaluate import predict, probe
-from fastdistill.inputs import Inputs, load_inputs
+from fastdistill.inputs import Inputs, load_inputs, max_length
 from fastdistill.log import Log
 from fastdistill.loop import train
 from fastdistill.losses.objective import Objective
@@ -148,7 +147,7 @@ class Runner:
         folder = self.space.stage(name)
         if not ranks.agree(folder.exists):
             teachers = self.inputs.load_teachers(stage, self.space.teacher)
-            student = self._load_student(start, stage, teachers)
+            student = self._load_student(start, stage)
             self._train(name, stage, student, teachers, folder, start)
         return folder
 
@@ -161,10 +160,10 @@ class Runner:
         student = self._load_student(self.space.stage("init"), stage)
         self._train("control", dataclasses.replace(stage, steps=steps, epochs=None), student, [], folder)
 
-    def _load_student(self, folder: Path, stage: Stage, teachers: Sequence[Encoder] = ()) -> Encoder:
+    def _load_student(self, folder: Path, stage: Stage) -> Encoder:
         """The student with the head that it has, or with a new one where the stage's losses need another.
 
-        A head that predicts masked words starts from the teacher's.
+        A head that predicts masked words starts from that of the pretrained teacher, where it has one.
         """
         has = json.loads((folder / "result.json").read_text()).get("head")
         needs = self.inputs.head(stage) if stage.losses.soft or stage.losses.hard else has
@@ -175,8 +174,8 @@ class Runner:
             initial = load_file(self.space.stage("init") / "model.safetensors")
             pooler = {name: weight for name, weight in initial.items() if name.startswith("pooler.")}
             student.model.base_model.load_state_dict(pooler, strict=False)
-        if needs == "masked" != has and teachers and teachers[0].kind == needs:
-            copy_head(teachers[0], student)
+        if needs == "masked" != has and self.inputs.masked_head is not None:
+            copy_head(Encoder.load(self.inputs.masked_head, head="finetuned", kind=needs), student)
         return student
 
     def _load_headed(self, path: str | Path, head: Head, kind: HeadKind) -> Encoder:
@@ -202,7 +201,8 @@ class Runner:
         if teacher is not None:
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
             self.log.say(f"{name}: {format_layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)}")
-        objective = Objective(stage.losses, layers, student, teacher, kind=self.inputs.head(stage))
+        length = max_length(self.recipe, stage)
+        objective = Objective(stage.losses, layers, student, teacher, kind=self.inputs.head(stage), max_length=length)
         if start is not None:
             _take_projections(objective, start)
         for module in (student, objective, *teachers):

@@ -4,12 +4,13 @@
         --task.name sst2 --output_dir out
 
 Sanh et al., arXiv 1910.01108: 5 KL (temperature 2) + 2 masked language modelling + 1 cosine of the last hidden states.
-The teacher needs its head for masked words. Of one that lost it, states alone can be learnt:
+The soft loss is over the masked words; the published trainer takes it over all words unless --restrict_ce_to_mask is
+given. The teacher needs its head for masked words. Of one that lost it, states alone can be learnt:
 
     --distil.data general --distil.losses.soft 0 --distil.losses.hard 0
 
 finetune  the teacher learns the task (left out when --teacher.finetuned names one that has)
-distil    masked general text; the student starts from every second layer of the teacher
+distil    masked general text; the student starts from every second layer of the teacher, and from its head
 tune      gold labels, and soft labels where --tune.teacher finetuned --tune.losses.soft 1 asks for them
 control   the same student on gold labels alone, from the start
 """

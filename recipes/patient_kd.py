@@ -11,6 +11,10 @@ arXiv 1908.09355, section 4.2) chooses by the score on the development set among
               "pkd.losses.soft,pkd.losses.hard": [[0.2, 0.8], [0.5, 0.5], [0.7, 0.3]],
               "pkd.optim.learning_rate": [5e-5, 2e-5, 1e-5]}'
 
+As in the published program, to which these weights belong, patience is a mean over the components of a state too, and
+soft labels one over the classes. Its switch that leaves states as long as they are is
+--pkd.losses.patience_distance squared.
+
 finetune  the teacher learns the task (left out when --teacher.finetuned names one that has)
 pkd       soft labels, gold labels and patience; the student starts from the teacher's first layers
 control   the same student on gold labels alone
@@ -29,7 +33,15 @@ RECIPE = Recipe(
     finetune=FINETUNE,
     stages={
         "pkd": Stage(
-            losses=Losses(soft=0.5, hard=0.5, patience=100.0, temperature=5.0, soft_form="kl"),
+            losses=Losses(
+                soft=0.5,
+                soft_form="kl",
+                soft_reduction="mean",
+                hard=0.5,
+                patience=100.0,
+                patience_reduction="mean",
+                temperature=5.0,
+            ),
             epochs=4,
             optim=Optim(learning_rate=5e-5),
             layer_map="skip",

@@ -5,7 +5,8 @@
 
 Jiao et al., arXiv 1909.10351. TinyBERT6 is --student.preset tinybert6; other layer maps (the paper's top and bottom)
 --gd.layer_map top --intermediate.layer_map top. --paper_mode does what the published program does, where that differs
-from the paper (docs/tinybert.md has the list); without it those places are mended.
+from the paper, a random student to begin with included; without it those places are mended. docs/tinybert.md lists
+them, and what is different in both modes.
 
 finetune      the teacher learns the task (left out when --teacher.finetuned names one that has)
 gd            general distillation: pretrained teacher, general text, attention scores, hidden states, embeddings
@@ -54,7 +55,7 @@ RECIPE = Recipe(
 
 
 def as_published(stage: Stage) -> Stage:
-    """Means over padded states, one projection for all layers, soft labels averaged over classes, a noisy teacher."""
+    """Means over max_length, one projection for all layers, soft labels averaged over classes, a noisy teacher."""
     losses = replace(
         stage.losses, normalize="padded", projection="shared", soft_reduction="mean", temperature_squared=False
     )
@@ -63,6 +64,7 @@ def as_published(stage: Stage) -> Stage:
 
 PAPER = replace(
     RECIPE,
+    student=replace(RECIPE.student, init="random"),
     task=replace(RECIPE.task, augment=replace(RECIPE.task.augment, paper_pairs=True)),
     stages={name: as_published(stage) for name, stage in RECIPE.stages.items()},
 )

@@ -39,7 +39,7 @@ def whole_step(world: Path, losses: Losses, teacher_dtype: torch.dtype = torch.f
     torch.manual_seed(0)
     teacher = Encoder.load(world / "teacher", head="fresh", num_labels=2)
     student = Encoder.load(world / "teacher", head="fresh", num_labels=2).eval()  # no dropout
-    objective = Objective(losses, ((2, 3), (4, 4)), student, teacher)
+    objective = Objective(losses, ((2, 3), (4, 4)), student, teacher, max_length=20)
     said: list[str] = []
     runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)
     return step.Step(student, Live(teacher, teacher_dtype), objective, Stage(losses=losses), runtime, said.append), said

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from fastdistill import Recipe
+from fastdistill import Recipe, Student
 from fastdistill.sweep import combinations, sweep
 from recipes.kd import RECIPE
 from tests.tiny import shorten, tiny_recipe
@@ -79,4 +79,10 @@ def test_best_on_the_validation_rows_comes_first(world: Path, tmp_path: Path) ->
 def test_refused_before_the_first_run(grid: dict[str, Any], message: str, world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         sweep(small(world, tmp_path / "out"), grid)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_has_no_assistants(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a sweep has no assistants: distil the assistant first"):
+        sweep(replace(small(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3)), GRID)
     assert not (tmp_path / "out").exists()

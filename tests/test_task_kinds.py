@@ -22,7 +22,7 @@ from transformers import (
     BertForMaskedLM,
 )
 
-from fastdistill import Losses, Recipe, Stage, Task, Teacher, run
+from fastdistill import Losses, Recipe, Stage, Student, Task, Teacher, run
 from tests.tiny import NEGATIVE, POSITIVE, WORDS, make_teacher, make_texts, make_tokenizer, only, shorten, tiny_recipe
 
 replace = dataclasses.replace
@@ -221,6 +221,22 @@ def test_masked_words_are_learnt_from_a_teacher_and_the_task_after_them(
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert "mlm: no teacher cache, for every batch hides other words" in capsys.readouterr().out
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
+
+
+@pytest.mark.parametrize("headed", [True, False])
+def test_head_for_masked_words_starts_from_the_teacher_without_soft_labels(
+    headed: bool, world: Path, reader: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = reader if headed else world / "teacher"
+    stage = shorten(Stage(teacher="none", data="masked", losses=Losses(hard=1.0)), 1)
+    stage = replace(stage, optim=replace(stage.optim, learning_rate=1e-12))
+    recipe = replace(tiny_recipe(world, tmp_path / "out"), teacher=Teacher(path=str(path)), task=Task())
+    run(replace(recipe, student=Student(num_hidden_layers=2), stages={"mlm": stage}))
+    assert ("the student's head for masked words starts at random, for" in capsys.readouterr().out) != headed
+    if headed:
+        ours, theirs = (load_file(p / "model.safetensors") for p in (tmp_path / "out" / "student", reader))
+        name = "cls.predictions.transform.dense.weight"
+        torch.testing.assert_close(ours[name], theirs[name])
 
 
 def test_masked_words_need_no_task_and_resume_to_the_bit(

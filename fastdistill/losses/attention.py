@@ -15,7 +15,8 @@ class Attention:
     """Sum over mapped layers of the mean squared error of attention maps.
 
     ``sum_m mean_{b,h,i,j} (A_s^m - A_t^{g(m)})^2`` with A the scores ``q.k * scaling`` before softmax (TinyBERT,
-    arXiv 1909.10351, equation 7) or the probabilities after it.
+    arXiv 1909.10351, equation 7) or the probabilities after it. With `pad_to` L the sum over real pairs is divided by
+    ``B heads L^2``, as if every sequence had L tokens and the pad ones had equal scores.
     """
 
     def __init__(
@@ -23,11 +24,11 @@ class Attention:
         layers: tuple[tuple[int, int], ...],
         *,
         kind: Literal["scores", "probs"],
-        normalize: Literal["tokens", "padded"],
+        pad_to: int | None,
     ) -> None:
         self.layers = layers
         self.op = attention_score_mse if kind == "scores" else attention_prob_mse
-        self.normalize: Literal["tokens", "padded"] = normalize
+        self.pad_to = pad_to
         student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
         self.student_taps, self.teacher_taps = Taps(q=student, k=student), Taps(q=teacher, k=teacher)
 
@@ -38,13 +39,13 @@ class Attention:
             [teacher.q[n] for _, n in self.layers],
             [teacher.k[n] for _, n in self.layers],
             batch.cu_seqlens,
-            batch.max_seqlen,
+            self.pad_to or batch.max_seqlen,
             scale_s=student.scaling,
             scale_t=teacher.scaling,
-            normalize=self.normalize,
+            normalize="padded" if self.pad_to else "tokens",
         )
         return {"attention": loss}
 
     def entries(self, batch: Batch) -> Tensor | int:
-        """Pairs of tokens of one sequence."""
-        return batch.num_pairs if self.normalize == "tokens" else batch.num_sequences
+        """Pairs of tokens of one sequence, or sequences, each of as many."""
+        return batch.num_sequences if self.pad_to else batch.num_pairs

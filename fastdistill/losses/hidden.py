@@ -15,7 +15,8 @@ class Hidden:
     """Sum over mapped layers of the mean squared error of projected hidden states.
 
     ``sum_m mean (H_s^m W + b - H_t^{g(m)})^2`` (TinyBERT, arXiv 1909.10351, equation 8). Layer 0 is the output of the
-    embeddings, so that the embedding term (equation 9) is this one over the pair (0, 0).
+    embeddings, so that the embedding term (equation 9) is this one over the pair (0, 0). With `pad_to` L the sum over
+    real tokens is divided by ``B L`` in the place of their number.
 
     `projections` holds one linear map per pair, which may be the same.
     """
@@ -26,12 +27,12 @@ class Hidden:
         layers: tuple[tuple[int, int], ...],
         projections: list[nn.Linear],
         *,
-        normalize: Literal["tokens", "padded"],
+        pad_to: int | None,
     ) -> None:
         self.name = name
         self.layers = layers
         self.projections = projections
-        self.normalize: Literal["tokens", "padded"] = normalize
+        self.pad_to = pad_to
         student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
         self.student_taps, self.teacher_taps = Taps(hidden=student), Taps(hidden=teacher)
 
@@ -41,25 +42,35 @@ class Hidden:
             [teacher.hidden[n] for _, n in self.layers],
             *_weights(self.projections),
             cu_seqlens=batch.cu_seqlens,
-            max_seqlen=batch.max_seqlen,
-            normalize=self.normalize,
+            max_seqlen=self.pad_to or batch.max_seqlen,
+            normalize="padded" if self.pad_to else "tokens",
         )
         return {self.name: loss}
 
     def entries(self, batch: Batch) -> int:
-        """Tokens, or places of as many as the longest sequence has."""
-        return batch.num_tokens if self.normalize == "tokens" else batch.num_sequences
+        """Tokens, or sequences, each of as many."""
+        return batch.num_sequences if self.pad_to else batch.num_tokens
 
 
 class Patience:
     """``mean over mapped layers and sequences of |h_s / |h_s| - h_t / |h_t||^2``, h the states of [CLS].
 
-    Patient-KD (arXiv 1908.09355, equation 7), whose sum over layers is a mean here, so that its weight does not depend
-    on how many there are. `projections`, one for each pair or none where widths are equal, come first.
+    Patient-KD (arXiv 1908.09355, equation 7), whose sum over layers and rows is a mean here, so that its weight does
+    not depend on how many there are. `distance` "squared" leaves states as long as they are, and `reduction` "mean"
+    divides by the teacher's width too: the published program's mean over all elements, with either distance.
+    `projections`, one for each pair or none where widths are equal, come first.
     """
 
-    def __init__(self, layers: tuple[tuple[int, int], ...], projections: list[nn.Linear]) -> None:
+    def __init__(
+        self,
+        layers: tuple[tuple[int, int], ...],
+        projections: list[nn.Linear],
+        *,
+        distance: Literal["normalized", "squared"],
+        reduction: Literal["batchmean", "mean"],
+    ) -> None:
         self.layers, self.projections = layers, projections
+        self.distance, self.reduction = distance, reduction
         student, teacher = (frozenset(side) for side in zip(*layers, strict=True))
         self.student_taps, self.teacher_taps = Taps(hidden=student), Taps(hidden=teacher)
 
@@ -69,9 +80,12 @@ class Patience:
             [student.hidden[m][first] for m, _ in self.layers],
             [teacher.hidden[n][first] for _, n in self.layers],
             *_weights(self.projections),
-            distance="normalized",
+            distance=self.distance,
         )
-        return {"patience": loss / len(self.layers)}
+        width = teacher.hidden[self.layers[0][1]].shape[-1]
+        divided = width if self.distance == "squared" else 1  # by the op
+        wanted = width if self.reduction == "mean" else 1
+        return {"patience": loss * (divided / wanted) / len(self.layers)}
 
     def entries(self, batch: Batch) -> int:
         """Sequences."""

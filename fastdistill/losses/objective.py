@@ -41,7 +41,8 @@ class Term(Protocol):
 class Objective(nn.Module):
     """``L = sum_k weight_k term_k``; every term is reported by name, unweighted.
 
-    The projections are parameters of the objective, trained with the student but no part of it.
+    The projections are parameters of the objective, trained with the student but no part of it. `max_length`, the most
+    tokens that a sequence of the text may have, is what `losses.normalize: padded` divides by.
 
     Raises:
         ValueError: no term has a weight, a weight is negative or not finite, or the attention term meets models with
@@ -56,8 +57,11 @@ class Objective(nn.Module):
         teacher: ModelShape | None,
         *,
         kind: HeadKind = "classification",
+        max_length: int | None = None,
     ) -> None:
         super().__init__()
+        assert max_length or losses.normalize == "tokens", "padded means are over sequences of max_length"
+        self.pad_to = max_length if losses.normalize == "padded" else None
         self.weights = active_weights(losses)
         self.counts_sequences = bool(losses.soft or losses.hard or losses.patience) or losses.normalize == "padded"
         self.projections = nn.ModuleDict()
@@ -84,7 +88,7 @@ class Objective(nn.Module):
                     f"and the teacher {teacher.num_attention_heads}: give the student as many, or set its weight to 0 "
                     "and that of the relation loss to 1, which takes any head counts"
                 )
-            self.terms.append(Attention(layers, kind=losses.attention_kind, normalize=losses.normalize))
+            self.terms.append(Attention(layers, kind=losses.attention_kind, pad_to=self.pad_to))
         if losses.relation:
             for who, width in (("student", student.hidden_size), ("teacher", teacher.hidden_size)):
                 if width % losses.relation_heads:
@@ -96,17 +100,18 @@ class Objective(nn.Module):
                     layers[-1],
                     pairs=losses.relation_pairs,
                     heads=losses.relation_heads,
-                    normalize=losses.normalize,
+                    pad_to=self.pad_to,
                 )
             )
         for name, weight, pairs in (("hidden", losses.hidden, layers), ("embedding", losses.embedding, ((0, 0),))):
             if weight:
                 project = [self._projection(m, losses, student, teacher) for m, _ in pairs]
-                self.terms.append(Hidden(name, pairs, project, normalize=losses.normalize))
+                self.terms.append(Hidden(name, pairs, project, pad_to=self.pad_to))
         equal = student.hidden_size == teacher.hidden_size
         if losses.patience:
             project = [] if equal else [self._projection(m, losses, student, teacher) for m, _ in layers]
-            self.terms.append(Patience(layers, project))
+            distance, reduction = losses.patience_distance, losses.patience_reduction
+            self.terms.append(Patience(layers, project, distance=distance, reduction=reduction))
         if losses.cosine:
             project = [] if equal else [self._projection(layers[-1][0], losses, student, teacher)]
             self.terms.append(Cosine(layers[-1], project))

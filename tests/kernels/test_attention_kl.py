@@ -47,6 +47,8 @@ def test_padded_is_the_mean_over_padded_rows(function: Callable[..., Any]) -> No
     rows = F.kl_div(log_probs_s, log_probs_t, log_target=True, reduction="none").sum(-1)
     rows = rows * real_tokens(LENGTHS)[:, None, :]
     torch.testing.assert_close(function(**inputs, normalize="padded"), rows.mean())
+    longer = function(**inputs | {"max_seqlen": 80}, normalize="padded")
+    torch.testing.assert_close(longer, rows.mean() * max(LENGTHS) / 80)
     torch.testing.assert_close(function(**inputs), rows.sum() / (3 * sum(LENGTHS)))
 
 

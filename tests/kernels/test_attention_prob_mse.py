@@ -34,6 +34,8 @@ def test_padded_is_the_mean_over_padded_maps(function: Callable[..., Any]) -> No
     probs_s = padded_scores(inputs["q_s"], inputs["k_s"], LENGTHS).softmax(-1) * rows
     probs_t = padded_scores(inputs["q_t"], inputs["k_t"], LENGTHS).softmax(-1) * rows
     torch.testing.assert_close(function(**inputs, normalize="padded"), F.mse_loss(probs_s, probs_t))
+    longer = function(**inputs | {"max_seqlen": 80}, normalize="padded")
+    torch.testing.assert_close(longer, F.mse_loss(probs_s, probs_t) * (max(LENGTHS) / 80) ** 2)
     real = 3 * sum(n * n for n in LENGTHS)
     torch.testing.assert_close(function(**inputs), F.mse_loss(probs_s, probs_t, reduction="sum") / real)
 

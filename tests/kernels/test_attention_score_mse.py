@@ -33,13 +33,15 @@ def test_by_hand(function: Callable[..., Any]) -> None:
 
 
 @both
-def test_padded_is_the_mean_that_tinybert_publishes(function: Callable[..., Any]) -> None:
-    """Its code sets masked scores to 0 on both sides and averages over the padded map; here pad queries are 0 too."""
+def test_padded_is_a_mean_over_padded_maps(function: Callable[..., Any]) -> None:
+    """TinyBERT's code sets masked scores to 0 on both sides; here the rows of pad queries are 0 too."""
     inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16))
     scores_s = padded_scores(inputs["q_s"], inputs["k_s"], LENGTHS)
     scores_t = padded_scores(inputs["q_t"], inputs["k_t"], LENGTHS)
     scores_s, scores_t = (torch.where(scores <= -1e2, 0.0, scores) for scores in (scores_s, scores_t))
     torch.testing.assert_close(function(**inputs, normalize="padded"), F.mse_loss(scores_s, scores_t))
+    longer = function(**inputs | {"max_seqlen": 80}, normalize="padded")
+    torch.testing.assert_close(longer, F.mse_loss(scores_s, scores_t) * (max(LENGTHS) / 80) ** 2)
 
 
 @both

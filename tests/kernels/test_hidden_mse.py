@@ -81,6 +81,7 @@ def test_padded_is_the_mean_over_padded_states(function: Callable[..., Any]) -> 
         expected += F.mse_loss(*(pad_sequence(h.split(LENGTHS)) for h in (projected, h_t)))
     padded: dict[str, Any] = {**inputs, **SHAPE.layout(torch.device("cpu")), "normalize": "padded"}
     torch.testing.assert_close(function(**padded), expected)
+    torch.testing.assert_close(function(**padded | {"max_seqlen": 80}), expected * max(LENGTHS) / 80)
     real, all_rows = SHAPE.tokens, len(LENGTHS) * max(LENGTHS)
     for distance in ("normalized", "cosine"):
         torch.testing.assert_close(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -107,19 +107,14 @@ def test_hidden_and_embedding_project_the_student(projection: str) -> None:
     torch.testing.assert_close(*(torch.autograd.grad(x, list(objective.parameters())) for x in sums))
 
 
-def test_padded_normalisation_divides_by_padded_counts() -> None:
-    T, padded = sum(LENGTHS), len(LENGTHS) * max(LENGTHS)
-    names = ("attention", "hidden", "embedding")
-    tokens, padded_values = (
-        evaluate(Losses(attention=1.0, hidden=1.0, embedding=1.0, normalize=how))[1] for how in ("tokens", "padded")
-    )
-    ratios = {
-        "attention": sum(n * n for n in LENGTHS) / (len(LENGTHS) * max(LENGTHS) ** 2),
-        "hidden": T / padded,
-        "embedding": T / padded,
-    }
-    for name in names:
-        torch.testing.assert_close(padded_values[name], tokens[name] * ratios[name])
+def test_padded_means_divide_by_sequences_of_max_length() -> None:
+    losses = Losses(attention=1.0, hidden=1.0, embedding=1.0, relation=1.0, relation_heads=2)
+    _, tokens, *_ = evaluate(losses, max_length=7)
+    _, padded, *_ = evaluate(replace(losses, normalize="padded"), max_length=7)
+    ratios = dict.fromkeys(("hidden", "embedding", "relation"), sum(LENGTHS) / (len(LENGTHS) * 7))
+    ratios["attention"] = sum(n * n for n in LENGTHS) / (len(LENGTHS) * 7**2)
+    for name, ratio in ratios.items():
+        torch.testing.assert_close(padded[name], tokens[name] * ratio)
 
 
 @pytest.mark.parametrize(("pairs", "related"), [("qq,kk,vv", ["qq", "kk", "vv"]), (" qk , vv ", ["qk", "vv"])])
@@ -142,10 +137,16 @@ def test_relation_sums_kl_of_relations_of_the_last_pair(pairs: str, related: lis
     assert objective.teacher_taps.q == frozenset({4})
 
 
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+@pytest.mark.parametrize("distance", ["normalized", "squared"])
 @pytest.mark.parametrize("projected", [False, True])
-def test_patience_is_the_mean_distance_of_normalised_first_states(projected: bool) -> None:
+def test_patience_is_the_mean_distance_of_first_states(
+    projected: bool, distance: Literal["normalized", "squared"], reduction: Literal["batchmean", "mean"]
+) -> None:
+    """The published program takes the mean of all elements, of states as they are or of their directions."""
     shape = Shape(4, 12 if projected else 8, 2)
-    objective = Objective(Losses(patience=1.0), LAYERS, STUDENT, shape)
+    losses = Losses(patience=1.0, patience_distance=distance, patience_reduction=reduction)
+    objective = Objective(losses, LAYERS, STUDENT, shape)
     assert list(objective.projections) == (["shared"] if projected else [])
     student, teacher = make_captured(STUDENT, 1), make_captured(shape, 2)
     _, values = objective(student, teacher, make_batch())
@@ -153,8 +154,8 @@ def test_patience_is_the_mean_distance_of_normalised_first_states(projected: boo
     expected = []
     for m, n in LAYERS:
         a, b = (torch.stack([x[0] for x in rows(h)]) for h in (student.hidden[m], teacher.hidden[n]))
-        a, b = (x / x.norm(dim=1, keepdim=True) for x in (project(a), b))
-        expected.append(((a - b) ** 2).sum(1).mean())
+        a, b = (F.normalize(x, dim=1) if distance == "normalized" else x for x in (project(a), b))
+        expected.append(F.mse_loss(a, b) if reduction == "mean" else ((a - b) ** 2).sum(1).mean())
     torch.testing.assert_close(values["patience"], torch.stack(expected).mean())
     assert objective.counts_sequences
 

@@ -71,6 +71,11 @@ def test_assistant_is_distilled_first_and_teaches(world: Path, tmp_path: Path) -
     assert "control" not in assistant
     assert report["teacher"]["parameters"] == assistant["student"]["parameters"]
     assert report["teacher"]["score"] == assistant["student"]["score"]
+    assert report["original_teacher"] == {"name": "teacher", **assistant["teacher"]}
+    said = (tmp_path / "out" / "report.md").read_text()
+    for part in ("\n| assistant | ", "% of its assistant's score", "The assistant was itself distilled from teacher ("):
+        assert part in said, part
+    assert "\n| teacher | " not in said
     assert run(recipe, resume=True) == report
 
 
@@ -79,6 +84,19 @@ def test_assistant_needs_a_head(world: Path, tmp_path: Path) -> None:
     stages = {name: replace(stage, skip=name == "tsd") for name, stage in recipe.stages.items()}
     with pytest.raises(ValueError, match="an assistant teaches with a head"):
         run(replace(recipe, stages=stages, assistant=Student(num_hidden_layers=3)))
+
+
+def test_assistant_has_no_head_for_masked_words(world: Path, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3))
+    tsd = recipe.stages["tsd"]
+    masked = replace(tsd, teacher="pretrained", data="masked", keep="last")
+    for stages, message in (
+        ({"tsd": replace(tsd, data="augmented")}, r"text would be augmented: name --task\.augment\.model"),
+        ({"mlm": masked, "tsd": tsd}, "no head for masked words, to teach them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(replace(recipe, stages=stages))
+    assert not (tmp_path / "out").exists()
 
 
 def finetuned(world: Path, folder: Path, **shape: int) -> str:

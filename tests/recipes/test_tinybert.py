@@ -6,8 +6,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from fastdistill import Task
+import pytest
+
+from fastdistill import Task, run
 from recipes.tinybert import PAPER, RECIPE, gold_for_regression
+from tests.tiny import shorten, tiny_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "tinybert.md"
 
@@ -15,6 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "tinybert.md"
 def test_every_switch_of_the_paper_mode() -> None:
     assert PAPER.task.augment.paper_pairs
     assert not RECIPE.task.augment.paper_pairs
+    assert (PAPER.student, RECIPE.student.init) == (replace(RECIPE.student, init="random"), "teacher")
     for name, stage in PAPER.stages.items():
         mended = RECIPE.stages[name]
         assert (stage.losses.normalize, mended.losses.normalize) == ("padded", "tokens")
@@ -28,6 +32,21 @@ def test_every_switch_of_the_paper_mode() -> None:
     assert [RECIPE.stages[name].losses.projection for name in ("gd", "intermediate")] == ["layer", "layer"]
 
 
+@pytest.mark.parametrize("data", ["general", "task"])
+def test_padded_means_are_over_the_length_of_the_text_of_the_stage(data: str, world: Path, tmp_path: Path) -> None:
+    """Where no text is longer than 16 tokens, batches of at most 16 and at most 32 are the same."""
+    recipe = tiny_recipe(world, tmp_path)
+    stage = replace(shorten(PAPER.stages["gd"], 1), data=data)
+    recipe = replace(recipe, stages={"gd": stage}, control=replace(recipe.control, skip=True), logging_steps=1)
+    found = {}
+    for length in (16, 32):
+        part = replace(getattr(recipe, data), max_length=length)
+        report = run(replace(recipe, **{data: part}, output_dir=str(tmp_path / str(length))))
+        found[length] = {term: values[0] for term, values in report["stages"][0]["losses"].items()}
+    for term, power in {"attention": 4, "hidden": 2, "embedding": 2}.items():
+        assert found[16][term] == pytest.approx(power * found[32][term], rel=1e-5), term
+
+
 def test_published_program_learns_numbers_from_gold_labels_alone() -> None:
     stsb, rte = Task(name="stsb"), Task(name="rte")
     for recipe, task, weights in ((PAPER, stsb, (0, 1)), (PAPER, rte, (1, 0)), (RECIPE, stsb, (1, 0))):
@@ -39,5 +58,6 @@ def test_page_names_options_that_there_are() -> None:
     text = PAGE.read_text()
     for name in re.findall(r"`(?:losses|task\.augment)\.(\w+)", text):
         assert hasattr(RECIPE.stages["gd"].losses, name) or hasattr(RECIPE.task.augment, name), name
-    for name in ("normalize", "projection", "soft_reduction", "temperature_squared", "paper_pairs", "teacher_dropout"):
-        assert f"{name}" in text
+    switches = ("student.init", "normalize", "projection", "soft_reduction", "temperature_squared", "paper_pairs")
+    for name in (*switches, "teacher_dropout"):
+        assert name in text

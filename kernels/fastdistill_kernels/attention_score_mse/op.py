@@ -34,10 +34,11 @@ def attention_score_mse(
             or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
-        max_seqlen: the longest length.
+        max_seqlen: the longest length; for "padded" the length that all are padded to, which may be more.
         scale_s, scale_t: factor of the scores; default ``1 / sqrt(head_dim)`` of its side.
         normalize: "tokens" divides by the real entries, ``heads * sum n_b^2``; "padded" by
-            ``heads * B * max_seqlen^2``, the mean that TinyBERT's code takes over padded maps with masked entries at 0.
+            ``heads * B * max_seqlen^2``, a mean over padded maps with masked rows and columns at 0. TinyBERT's code
+            divides so, and adds what the rows of pad queries hold.
         algorithm: "tiled" works on tiles of scores; "gram" on Gram matrices of the operands, which is linear in the
             length and forms no score, but cancels where student and teacher all but agree; "auto" takes the faster.
 

@@ -29,7 +29,8 @@ def attention_score_mse(
 
     Of several layers the losses are added up.
 
-    Source: TinyBERT (arXiv 1909.10351), equation 7, on unnormalised scores; "padded" is its published code.
+    Source: TinyBERT (arXiv 1909.10351), equation 7, on unnormalised scores; "padded" has the divisor of its published
+    code, which also counts the rows of pad queries.
     """
     layers = [as_layers(x) for x in (q_s, k_s, q_t, k_t)]
     first_s, first_t = layers[0][0], layers[2][0]

@@ -40,10 +40,11 @@ def hidden_mse(
         distance: "squared"; or, of rows p of projected and t of teacher states, "normalized" for
             ``mean of |p / |p| - t / |t||^2`` and "cosine" for ``mean of 1 - cos(p, t)``, means over rows, for which a
             row of zeros stays zero.
-        cu_seqlens, max_seqlen: the packed layout, ``(B + 1,)`` int32 and the longest length; for "padded" only.
+        cu_seqlens, max_seqlen: the packed layout, ``(B + 1,)`` int32 and the length that all sequences are padded to;
+            for "padded" only.
         normalize: "tokens" divides by ``T * D_t`` (by T where directions are compared); "padded" puts
             ``B * max_seqlen`` for T, the mean that TinyBERT's code would take over padded states if their pad rows were
-            equal.
+            equal, which they are not.
 
     Returns:
         ``()`` float32 (float64 for float64 states), 0 for an empty batch.

@@ -33,8 +33,8 @@ def hidden_mse(
     Shapes: h_s ``(T, D_s)`` and h_t ``(T, D_t)``, or one of each per layer l; weight ``(D_t, D_s)`` and bias
     ``(D_t,)``, or one per layer; result ``()``, float32 (float64 for float64).
 
-    Source: TinyBERT (arXiv 1909.10351), equations 8 (hidden states) and 9 (embeddings), "padded" being its published
-    code; Patient-KD (arXiv 1908.09355), section 3.2; DistilBERT (arXiv 1910.01108), section 2.
+    Source: TinyBERT (arXiv 1909.10351), equations 8 (hidden states) and 9 (embeddings), "padded" having the divisor
+    of its published code; Patient-KD (arXiv 1908.09355), section 3.2; DistilBERT (arXiv 1910.01108), section 2.
     """
     states, targets = as_layers(h_s), as_layers(h_t)
     weights, biases = (as_layers(x) if x is not None else [None] for x in (weight, bias))
