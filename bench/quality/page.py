@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.record import RESULTS
@@ -78,32 +79,41 @@ def section(found: dict[str, Any]) -> str:
     for key, table in found["tables"].items():
         for student, rows in table["students"].items():
             lines.append(f"### {key}, student {student}\n")
-            if any(row["tasks"] for row in rows.values()):
-                lines.append(_sizes(table, rows))
-                lines += [scores(found, table, rows), "", verdicts(found, table, rows), ""]
-            else:
-                lines.append("Not run.\n")
+            run = {key: row for key, row in rows.items() if row["tasks"]}
+            tasks = [task for task in table["tasks"] if any(task in row["tasks"] for row in run.values())]
+            if run:
+                lines += [_sizes(table, run), scores(found, table, tasks, run), ""]
+            if table["against"] in run and len(run) > 1:
+                lines += [verdicts(found, table, tasks, run), ""]
+            lacking = [task for task in table["tasks"] if task not in tasks] if run else []
+            lacking += [_title(found, row) for row in rows if row not in run] if run else []
+            if lacking or not run:
+                lines.append(f"Not run{': ' * bool(lacking)}{'; '.join(lacking)}.\n")
     return "\n".join(lines)
 
 
-def scores(found: dict[str, Any], table: dict[str, Any], rows: dict[str, Any]) -> str:
-    """The teacher, then a line for every method: steps, and the scores with what they are of the teacher's."""
-    tasks = table["tasks"]
+def scores(found: dict[str, Any], table: dict[str, Any], tasks: list[str], rows: dict[str, Any]) -> str:
+    """The teacher, then a line for every method: steps, and the scores with what they are of the teacher's.
+
+    An average has a column where there are several tasks and none of them lacks.
+    """
+    average = len(tasks) > 1 and tasks == table["tasks"]
     names = [f"{task}, {METRICS.get(m := found['tasks'][task].get('metric', ''), m)}".strip(", ") for task in tasks]
-    teacher = [_mean(found["tasks"][task]["teacher_scores"]) for task in tasks]
-    whole = None if None in teacher else _mean([x for x in teacher if x is not None])
+    fixed = {
+        "teacher": [fmean(found["tasks"][task]["teacher_scores"]) for task in tasks],
+        "always the same answer": [found["tasks"][task]["constant"] for task in tasks],
+    }
     lines = [
-        f"| | general steps | {' | '.join(names)} | average |",
-        f"|---|---:|{'---:|' * len(tasks)}---:|",
-        f"| teacher | | {' | '.join(map(_percent, teacher))} | {_percent(whole)} |",
+        f"| | general steps | {' | '.join(names)} |{' average |' * average}",
+        f"|---|---:|{'---:|' * (len(tasks) + average)}",
     ]
-    constant = [found["tasks"][task].get("constant") for task in tasks]
-    whole = None if None in constant else _mean([x for x in constant if x is not None])
-    lines.append(f"| always the same answer | | {' | '.join(map(_percent, constant))} | {_percent(whole)} |")
+    for name, values in fixed.items():
+        values = [*values, fmean(values)] if average else values
+        lines.append(f"| {name} | | {' | '.join(map(_percent, values))} |")
     for key, row in rows.items():
         cells = [_cell(row["tasks"].get(task), table["seeds"]) for task in tasks]
-        steps = ", ".join(f"{n:,}" for n in sorted({step["general"] for step in row["steps"]})) or NOT_RUN
-        cells.append(_cell(row["average"], table["seeds"]))
+        steps = ", ".join(f"{n:,}" for n in sorted({step["general"] for step in row["steps"]}))
+        cells += [_cell(row["average"], table["seeds"])] if average else []
         lines.append(f"| {_title(found, key)} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -120,17 +130,18 @@ def _rates(rates: list[float]) -> str:
     return ", ".join(f"{rate:g}" for rate in rates)
 
 
-def verdicts(found: dict[str, Any], table: dict[str, Any], rows: dict[str, Any]) -> str:
+def verdicts(found: dict[str, Any], table: dict[str, Any], tasks: list[str], rows: dict[str, Any]) -> str:
     """A line for every method but the one that the others are compared with."""
-    tasks = table["tasks"]
+    average = len(tasks) > 1 and tasks == table["tasks"]
     lines = [
-        f"| against {_title(found, table['against'])} | {' | '.join(tasks)} | average |",
-        f"|---|{'---|' * len(tasks)}---|",
+        f"| against {_title(found, table['against'])} | {' | '.join(tasks)} |{' average |' * average}",
+        f"|---|{'---|' * (len(tasks) + average)}",
     ]
     for key, row in rows.items():
         if key != table["against"]:
             cells = [_verdict(row["tasks"].get(task)) for task in tasks]
-            lines.append(f"| {_title(found, key)} | {' | '.join(cells)} | {_verdict(row['average'])} |")
+            cells += [_verdict(row["average"])] if average else []
+            lines.append(f"| {_title(found, key)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -138,12 +149,8 @@ def _title(found: dict[str, Any], key: str) -> str:
     return str(found["config"]["methods"][key].get("title", key))
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _percent(value: float | None) -> str:
-    return NOT_RUN if value is None else f"{100 * value:.1f}"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
 def _cell(cell: dict[str, Any] | None, seeds: list[int]) -> str:

@@ -90,14 +90,24 @@ def test_scores_and_verdicts() -> None:
         "| always the same answer | | 52.7 | 0.0 | 26.4 |",
         "| gold labels | 0 | 60.0 ± 1.2 (97.5 %) | 70.0 (97.5 %; 1 of 2 seeds) | 65.0 (97.5 %; 1 of 2 seeds) |",
         "| tiny | 1,000 | 63.1 ± 2.0 (97.5 %) | 73.1 ± 0.0 (97.5 %) | 68.1 ± 1.0 (97.5 %) |",
-        "| other | not run | not run | not run | not run |",
         "",
         "| against gold labels | rte | stsb | average |",
         "|---|---|---|---|",
         "| tiny | BEATS +3.1 (+1.2 to +5.0) | INCONCLUSIVE +3.1 (+1.2 to +5.0) | BEATS +3.1 (+1.2 to +5.0) |",
-        "| other | not run | not run | not run |",
+        "",
+        "Not run: other.",
         "",
     ]
+
+
+def test_tasks_that_nobody_ran_have_no_column_and_are_named() -> None:
+    part = copy.deepcopy(FOUND)
+    for row in part["tables"]["methods"]["students"]["4x384"].values():
+        row["tasks"].pop("stsb", None)
+    text = page.section(part)
+    assert "| | general steps | rte, accuracy |\n|---|---:|---:|\n| teacher | | 71.0 |\n" in text
+    assert "| tiny | 1,000 | 63.1 ± 2.0 (97.5 %) |\n\n| against gold labels | rte |\n|---|---|\n" in text
+    assert text.endswith("\n\nNot run: stsb; other.\n")
 
 
 def test_a_table_of_nothing_is_no_table() -> None:
