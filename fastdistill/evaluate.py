@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -64,7 +66,9 @@ def probe(encoder: Encoder, train: Sequences, test: Sequences, device: torch.dev
         rows = np.random.default_rng(0).permutation(len(x))[:PROBE_ROWS]
         x, y = x[rows], y[rows]
     model = LogisticRegression(max_iter=300) if gold.kind in ("classification", "tagging") else Ridge()
-    fitted = make_pipeline(StandardScaler(), model).fit(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations are enough for a probe
+        fitted = make_pipeline(StandardScaler(), model).fit(x, y)
     if gold.kind == "tagging":
         return _tags(np.split(fitted.predict(x_test), np.cumsum([len(part) for part in parts_test])[:-1]), gold)
     if gold.kind == "multilabel":
