@@ -111,7 +111,7 @@ def parse(
     given = _parsed(parser, [word for word in argv if not word.startswith("--print_config")], defaults=False)
     if chosen := [mode for mode in modes if given.get(mode)]:
         recipe = modes[chosen[0]]
-    recipe = _without_excluded(recipe, given.get("student"))
+    recipe = _without_excluded(recipe, given)
     parser = make_parser(recipe, prog, description, modes)
     return _chosen(recipe, parser, _parsed(parser, argv))
 
@@ -129,7 +129,6 @@ def overridden(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     Raises:
         ValueError: an option that there is not, or a value that it cannot have.
     """
-    recipe = _without_excluded(recipe, values.get("student"))
     parser = make_parser(recipe, "", "")
     parser.exit_on_error = False
     try:
@@ -157,12 +156,18 @@ def _instantiated(parser: Parser, config: Namespace) -> Namespace:
     return parser.instantiate(config)
 
 
-def _without_excluded(recipe: Recipe, given: Any) -> Recipe:
-    """`recipe` without its own student options that a given one excludes: a path all others, a preset a shape."""
-    options = given if isinstance(given, Mapping | Namespace) else {}
-    if options.get("path") is not None:
+def _without_excluded(recipe: Recipe, given: Namespace) -> Recipe:
+    """`recipe` without its own student options that a given or swept one excludes: a path all others, a preset a
+    shape."""
+    swept = {name.strip() for names in given.get("sweep") or () for name in names.split(",")}
+    student = given.get("student")
+    path, preset = (
+        f"student.{option}" in swept or (isinstance(student, Mapping | Namespace) and student.get(option) is not None)
+        for option in ("path", "preset")
+    )
+    if path:
         return dataclasses.replace(recipe, student=Student())
-    if options.get("preset") is not None:
+    if preset:
         no_shape: dict[str, Any] = dict.fromkeys(SHAPE)
         return dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, **no_shape))
     return recipe

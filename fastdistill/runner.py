@@ -163,7 +163,8 @@ class Runner:
     def _load_student(self, folder: Path, stage: Stage) -> Encoder:
         """The student with the head that it has, or with a new one where the stage's losses need another.
 
-        A head that predicts masked words starts from that of the pretrained teacher, where it has one.
+        A head that predicts masked words starts from that of the pretrained teacher, where it has one, as far as
+        widths agree.
         """
         has = json.loads((folder / "result.json").read_text()).get("head")
         needs = self.inputs.head(stage) if stage.losses.soft or stage.losses.hard else has

@@ -10,7 +10,8 @@ given. The teacher needs its head for masked words. Of one that lost it, states 
     --distil.data general --distil.losses.soft 0 --distil.losses.hard 0
 
 finetune  the teacher learns the task (left out when --teacher.finetuned names one that has)
-distil    masked general text; the student starts from every second layer of the teacher, and from its head
+distil    masked general text; the student starts from every second layer of the teacher, and from its head if it is
+          as wide
 tune      gold labels, and soft labels where --tune.teacher finetuned --tune.losses.soft 1 asks for them
 control   the same student on gold labels alone, from the start
 """

@@ -53,15 +53,16 @@ def do(jobs: list[Job], work: Work, data: Path, clock: Clock) -> tuple[list[str]
 
     failed: dict[str, str] = {}  # names, by folder
     elsewhere: set[str] = set()
+    diverged: set[str] = set()
 
     def first() -> Job | None:
         return next((job for job in work.todo(jobs) if job.folder not in failed.keys() | elsewhere), None)
 
     while job := first():
         expected = work.expected_seconds(job)
-        needs = [need for need in job.needs if not work.done(need)]
+        needs = [need for need in job.needs if not work.done(need, with_model=job.kind != "run")]
         if job.kind in ("run", "teacher") and len(needs) < len(job.needs):
-            needs = [need for need in needs if need.folder not in failed]  # the others are enough to choose from
+            needs = [need for need in needs if need.folder not in diverged]  # a rate that is too high is a result
         if any(need.folder in elsewhere for need in needs):
             elsewhere.add(job.folder)
         elif needs:
@@ -86,6 +87,8 @@ def do(jobs: list[Job], work: Work, data: Path, clock: Clock) -> tuple[list[str]
                             traceback.print_exc()
                         print(f"failed: {job.name}: {error}{remedy}", file=sys.stderr)
                         failed[job.folder] = job.name
+                        if isinstance(error, FloatingPointError):
+                            diverged.add(job.folder)
                         continue
                     scored = f", {result['metric']} {result['score']:.4f}" if "score" in result else ""
                     print(f"{job.name}: {result['seconds']:.0f} s{scored}", flush=True)

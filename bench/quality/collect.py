@@ -181,6 +181,7 @@ def _figures(cells: list[Cell]) -> dict[str, Any]:
         compared = {"difference": observed, **judge(np.mean(differences, axis=0))}
     return {
         "seeds": seeds,
+        "rates": min(len(run["trials"]) for cell in cells for run in cell.runs.values()),
         "score": score,
         "sd": stdev(by_seed) if len(by_seed) > 1 else None,
         "retention": score / taught if taught > 0 else None,

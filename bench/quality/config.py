@@ -22,10 +22,10 @@ class Trials:
 
     Args:
         path: pretrained encoder.
-        learning_rates: tried on every task; the best on rows set aside from train teaches.
+        learning_rates: tried on every task; the best on validation rows teaches.
         epochs: passes over the task's rows.
         tokens_per_batch: most real tokens of a step.
-        seed: of all that chance decides.
+        seed: of all that chance decides, and of the rows that are set aside, for the methods too.
     """
 
     path: str
@@ -101,8 +101,7 @@ class Experiment:
         tasks: labelled texts.
         students: shapes.
         budget: what every method may spend.
-        learning_rates: of the last stage of every method, all tried; the one that is best on rows set aside from train
-            counts.
+        learning_rates: of the last stage of every method, all tried; the one that is best on validation rows counts.
         methods: all that the tables compare.
         tables: which methods, with which seeds.
         common: options of every run: device, precision and the like.
@@ -195,6 +194,9 @@ def _check(experiment: Experiment) -> None:
     for what, rates in (("teacher.", experiment.teacher.learning_rates), ("", experiment.learning_rates)):
         if not rates:
             raise ValueError(f"{what}learning_rates is empty: name one, or several to choose from")
+    for key, task in experiment.tasks.items():
+        if task.split_seed is not None:
+            raise ValueError(f"tasks.{key}.split_seed is {task.split_seed}, but teacher.seed decides: leave it out")
     _known("common", experiment.common, COMMON)
     _known("budget.task_steps", experiment.budget.task_steps, experiment.tasks)
     _known("tasks with steps in budget.task_steps", experiment.tasks, experiment.budget.task_steps)

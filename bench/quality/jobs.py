@@ -175,7 +175,11 @@ class Row:
         except ValueError as error:
             raise ValueError(f"method {key}: {error}") from None
         stages = {name: stage for name, stage in recipe.stages.items() if not stage.skip}
-        (*_, last) = stages
+        last = next(reversed(stages), "")
+        if not last or stages[last].data in GENERAL or not (stages[last].losses.soft or stages[last].losses.hard):
+            raise ValueError(
+                f"method {key}: its last stage must learn labels of the task, or there is nothing to score"
+            )
         if any("learning_rate" in method.overrides.get(last, {}).get("optim", {}) for method in methods):
             raise ValueError(
                 f"method {key}: {last}.optim.learning_rate is given, but all of learning_rates are tried for the last "
@@ -252,8 +256,6 @@ def budgeted(recipe: Recipe, experiment: Experiment, shares: dict[str, float], t
         (False, budget.task_steps[task], budget.task_tokens),
     ):
         names = [name for name, stage in stages.items() if (stage.data in GENERAL) == general]
-        if not names and not general:
-            raise ValueError("it has no stage on the task's text: there would be nothing to score")
         parts = [shares.get(name, 1.0) for name in names]
         ends = [round(steps * end / sum(parts)) for end in accumulate(parts)]
         for name, (begin, end) in zip(names, pairwise([0, *ends]), strict=True):

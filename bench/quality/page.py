@@ -23,9 +23,10 @@ INTRODUCTION = """\
 # Results
 
 Scores are of rows that no choice was made on, in %, and in brackets what that is of the teacher's score; over several
-seeds the mean and the standard deviation. Choices were made on rows set aside from train, the same for teachers and
-all methods: the learning rate of the teacher and that of each method's last stage, out of those that are listed, and
-the best epoch of a stage with labels. Learning rates of earlier stages, temperatures and weights were set by hand.
+seeds the mean and the standard deviation. Choices were made on other rows, the same for teachers and all methods: those
+of the data's validation split where test rows are scored, otherwise rows set aside from train. They are the learning
+rate of the teacher and that of each method's last stage, out of those that are listed, and the best epoch of a stage
+with labels. Learning rates of earlier stages, temperatures and weights were set by hand.
 Every student of a table begins with the same layers of its teacher, if its line does not say otherwise, and takes the
 same optimiser steps of the same number of tokens; methods without a stage on general text take none there. What always
 gives the same answer scores as the line of that name says.
@@ -55,6 +56,7 @@ def section(found: dict[str, Any]) -> str:
     ]
     scored = [
         f"{task} {values['test']['rows']:,} of {values['test']['origin']}"
+        + (f", {n:,} of them in train word for word" if (n := values["test"].get("in train")) else "")
         for task, values in found["tasks"].items()
         if "test" in values
     ]
@@ -97,7 +99,7 @@ def scores(found: dict[str, Any], table: dict[str, Any], tasks: list[str], rows:
 
     An average has a column where there are several tasks and none of them lacks.
     """
-    average = len(tasks) > 1 and tasks == table["tasks"]
+    average, rates = len(tasks) > 1 and tasks == table["tasks"], len(found["config"]["learning_rates"])
     names = [f"{task}, {METRICS.get(m := found['tasks'][task].get('metric', ''), m)}".strip(", ") for task in tasks]
     fixed = {
         "teacher": [fmean(found["tasks"][task]["teacher_scores"]) for task in tasks],
@@ -111,9 +113,9 @@ def scores(found: dict[str, Any], table: dict[str, Any], tasks: list[str], rows:
         values = [*values, fmean(values)] if average else values
         lines.append(f"| {name} | | {' | '.join(map(_percent, values))} |")
     for key, row in rows.items():
-        cells = [_cell(row["tasks"].get(task), table["seeds"]) for task in tasks]
+        cells = [_cell(row["tasks"].get(task), table["seeds"], rates) for task in tasks]
         steps = ", ".join(f"{n:,}" for n in sorted({step["general"] for step in row["steps"]}))
-        cells += [_cell(row["average"], table["seeds"])] if average else []
+        cells += [_cell(row["average"], table["seeds"], rates)] if average else []
         lines.append(f"| {_title(found, key)} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -153,12 +155,13 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _cell(cell: dict[str, Any] | None, seeds: list[int]) -> str:
+def _cell(cell: dict[str, Any] | None, seeds: list[int], rates: int) -> str:
     if cell is None:
         return NOT_RUN
     spread = "" if cell["sd"] is None else f" ± {100 * cell['sd']:.1f}"
     kept = [] if cell["retention"] is None else [f"{_percent(cell['retention'])} %"]
     lacking = [f"{len(cell['seeds'])} of {len(seeds)} seeds"] if len(cell["seeds"]) < len(seeds) else []
+    lacking += [f"{rates - cell['rates']} of {rates} rates diverged"] if cell["rates"] < rates else []
     remarks = f" ({'; '.join(kept + lacking)})" if kept + lacking else ""
     return f"{_percent(cell['score'])}{spread}{remarks}"
 

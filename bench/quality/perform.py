@@ -125,7 +125,7 @@ def examined(recipe: Recipe, space: Workspace) -> tuple[dict[str, np.ndarray], R
         "scores": scored,
         "constant": constant_score(metrics[0], answers["labels"], classes),
         "classes": classes,
-        "test": {"rows": len(gold.rows), "origin": task.origins["test"]},
+        "test": {"rows": len(gold.rows), "origin": task.origins["test"], "in train": task.test.counts["in train"]},
     }
 
 

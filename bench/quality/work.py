@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,12 @@ class Work:
 
     def expected_seconds(self, job: Job) -> float:
         """The longest that a job of this kind took, of those most like it; 0 where there is none."""
-        paths = (path.parent for path in self.jobs.rglob("result.json"))
-        results = [json.loads((path / "result.json").read_text()) for path in paths if not path.name.startswith(".")]
+        results = []
+        for folder, below, files in os.walk(self.jobs):  # other processes may publish and delete meanwhile
+            below[:] = [name for name in below if not name.startswith(".") and name != "model"]
+            if "result.json" in files:
+                with suppress(FileNotFoundError):
+                    results.append(json.loads((Path(folder) / "result.json").read_text()))
         like = [result for result in results if result["kind"] == job.kind]
         for what in ("row", "student", "task"):
             like = [r for r in like if r[what] == getattr(job, what)] or like

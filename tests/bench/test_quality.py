@@ -208,6 +208,29 @@ def test_the_best_of_the_trials_that_came_to_an_end(done: Path, data: Path, tmp_
     assert results(tmp_path)["control/2x12/reviews/1"]["learning_rate"] == 5e-5
 
 
+def test_there_is_no_choice_before_a_trial_that_failed_for_another_reason(
+    done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.quality import perform as module
+
+    shutil.copytree(done / "work", tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "tiny" / "jobs" / "control" / "2x12" / "reviews")
+    perform, full = module.perform, True
+
+    def flaky(job: Job, *rest: Any) -> Any:
+        if full and job.name.endswith("/0.005"):
+            raise OSError("No space left on device")
+        return perform(job, *rest)
+
+    monkeypatch.setattr(module, "perform", flaky)
+    with pytest.raises(SystemExit, match="2 jobs failed"):
+        start(tmp_path, data)
+    assert "control/2x12/reviews/1" not in results(tmp_path)
+    full = False
+    start(tmp_path, data)
+    assert len(results(tmp_path)["control/2x12/reviews/1"]["trials"]) == 2
+
+
 def test_killed_in_the_middle_and_started_again_gives_the_same(
     done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,6 +394,8 @@ def test_nothing_to_collect_is_said(data: Path, tmp_path: Path) -> None:
         ("overrides: {gd: {optim", "overrides: {gd: {tokens_per_batch: 9, optim", r"tokens_per_batch is 9, but"),
         ("{gd: {optim: {learning_rate: 5e-3}}}", "{tsd: {optim: {learning_rate: 1}}}", r"tsd\.optim.* leave it out"),
         ("learning_rates: [5e-5, 5e-3]\ncommon", "learning_rates: []\ncommon", "learning_rates is empty"),
+        ("{path: tasks/reviews,", "{path: tasks/reviews, split_seed: 3,", r"split_seed is 3, but teacher\.seed"),
+        ("{gd: {optim: {learning_rate: 5e-3}}}", "{tsd: {skip: true}}", "method tiny: its last stage must learn"),
         ("general_steps: 7", "general_steps: 1", "method tiny: 1 steps leave none for stage gd"),
         ("recipe: recipes.ernie_tiny", "recipe: recipes.ernie", "recipe recipes.ernie cannot be had"),
         ("recipe: recipes.ernie_tiny", "base: tiny", "variant of itself"),

@@ -14,7 +14,7 @@ from bench.quality import page
 
 def cell(score: float, sd: float | None, seeds: list[int], verdict: str | None = None) -> dict[str, Any]:
     against = verdict and {"difference": 0.031, "low": 0.012, "high": 0.05, "verdict": verdict}
-    return {"seeds": seeds, "score": score, "sd": sd, "retention": 0.975, "against": against}
+    return {"seeds": seeds, "rates": 2, "score": score, "sd": sd, "retention": 0.975, "against": against}
 
 
 FOUND: dict[str, Any] = {
@@ -41,7 +41,7 @@ FOUND: dict[str, Any] = {
         "stsb": {
             "teacher_scores": [0.8],
             "metric": "pearson",
-            "test": {"rows": 1500, "origin": "test"},
+            "test": {"rows": 1500, "origin": "test", "in train": 1200},
             "constant": 0.0,
         },
     },
@@ -110,6 +110,12 @@ def test_tasks_that_nobody_ran_have_no_column_and_are_named() -> None:
     assert text.endswith("\n\nNot run: stsb; other.\n")
 
 
+def test_rates_that_came_to_nothing_are_said() -> None:
+    part = copy.deepcopy(FOUND)
+    part["tables"]["methods"]["students"]["4x384"]["tiny"]["tasks"]["rte"]["rates"] = 1
+    assert "| 63.1 ± 2.0 (97.5 %; 1 of 2 rates diverged) |" in page.section(part)
+
+
 def test_a_table_of_nothing_is_no_table() -> None:
     nothing = copy.deepcopy(FOUND)
     for row in nothing["tables"]["methods"]["students"]["4x384"].values():
@@ -125,7 +131,7 @@ def test_the_setting_is_said() -> None:
     assert "1,000 steps of 2,048 tokens on general text, on the tasks rte 600, stsb 700 of 512 tokens." in text
     assert "Learning rates tried: 2e-05, 0.0001 for teachers, 5e-05, 0.0002 for last stages." in text
     assert "Teachers (and the rate chosen): rte 72.0 (0.0001)." in text
-    assert "Scored rows: rte 277 of validation, stsb 1,500 of test." in text
+    assert "Scored rows: rte 277 of validation, stsb 1,500 of test, 1,200 of them in train word for word." in text
     assert "The teacher of rte was fine-tuned more than once" in text
     once = copy.deepcopy(FOUND)
     once["tasks"]["rte"]["teacher_scores"] = [0.72]

@@ -36,7 +36,10 @@ def test_preset_is_the_whole_shape(name: str) -> None:
     deeper = student(RECIPES[name], "--student.preset", "tinybert4", "--student.num_hidden_layers", "6")
     assert deeper == replace(expected, preset="tinybert4", num_hidden_layers=6)
     assert student(RECIPES[name], "--student.num_hidden_layers", "5") == replace(own, num_hidden_layers=5)
-    assert overridden(RECIPES[name], {"student": {"preset": "tinybert6"}}).student == expected
+    grid = '{"seed,student.preset": [[1, "tinybert6"]]}'
+    swept = parse(RECIPES[name], ["--sweep", grid, "--student.num_hidden_layers", "3"], "recipes.x", "")[0]
+    combined = overridden(swept, {"student": {"preset": "tinybert6"}}).student
+    assert combined == replace(expected, num_hidden_layers=3), "what is given beside a sweep stays"
 
 
 def test_only_what_is_given_excludes() -> None:
@@ -47,7 +50,8 @@ def test_only_what_is_given_excludes() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_path_is_the_whole_student(name: str, tmp_path: Path) -> None:
     assert student(RECIPES[name], "--student.path", "x") == Student(path="x")
-    assert overridden(RECIPES[name], {"student": {"path": "x"}}).student == Student(path="x")
+    swept = parse(RECIPES[name], ["--sweep", '{"student.path": ["x"]}'], "recipes.x", "")[0]
+    assert overridden(swept, {"student": {"path": "x"}}).student == Student(path="x")
     (tmp_path / "run.yaml").write_text("student:\n  path: x\n  hidden_size: 24\n")
     both = student(RECIPES[name], "--config", str(tmp_path / "run.yaml"))
     assert both == Student(path="x", hidden_size=24)  # given beside it, and refused with it
