@@ -134,7 +134,11 @@ def test_scores_are_of_the_kept_predictions_on_the_official_split(done: Path) ->
         answers = np.load(result["folder"] / "predictions.npz")
         gold = Gold(kind, answers["labels"], ("bad", "good") if kind == "classification" else None)  # type: ignore[arg-type]
         assert result["score"] == pytest.approx(score(metric, answers["predictions"], gold))  # type: ignore[arg-type]
-        assert (result["metric"], result["test"]) == (metric, {"rows": 40, "origin": "validation"})
+        assert result["metric"] == metric
+        texts = {split: [text for text, _ in make_texts(*of)] for split, of in (("train", (80, 2)), ("test", (40, 3)))}
+        found = result["test"].pop("in train")
+        assert result["test"] == {"rows": 40, "origin": "validation"}
+        assert 0 < found <= sum(text in texts["train"] for text in texts["test"])  # 20 of train are set aside
         assert result["scores"].keys() == (
             {"accuracy", "f1", "macro_f1", "matthews"} if task == "reviews" else {"pearson", "spearman"}
         )
