@@ -14,6 +14,10 @@ distil    masked general text; the student starts from every second layer of the
           as wide
 tune      gold labels, and soft labels where --tune.teacher finetuned --tune.losses.soft 1 asks for them
 control   the same student on gold labels alone, from the start
+
+Result (docs/results.md), with states alone and soft labels at the end: four layers of e5-small, 384 wide, 1,000 steps
+on general text and 800 on MRPC, 31 minutes on one thread of a busy Xeon: F1 82.1, where the teacher has 89.6, gold
+labels alone lead to 81.8 and always the same answer to 81.2.
 """
 
 from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main

@@ -7,8 +7,8 @@ finetune  the teacher learns the task (left out when --teacher.finetuned names o
 kd        soft labels at temperature 2, and gold labels; the student starts from the teacher's first layers
 control   the same student on gold labels alone
 
-Result (docs/results.md): the first four layers of e5-small, 800 steps on MRPC, 4 minutes on two threads of a Xeon: F1
-81.7, where the teacher has 89.7 and gold labels alone lead to 81.9.
+Result (docs/results.md): four layers of e5-small (3, 6, 9 and 12), 800 steps on MRPC, 4 minutes on two threads of a
+Xeon: F1 81.7, where the teacher has 89.6, gold labels alone lead to 81.8 and always the same answer to 81.2.
 """
 
 from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main

@@ -10,6 +10,10 @@ upper middle one: --minilm_v2.layer_map 6:21.
 minilm_v2 KL divergence of query, key and value relations, last layer to last layer
 tune      gold labels
 control   the same student on gold labels alone, from the start
+
+Result (docs/results.md): four layers of e5-small, 384 wide, 1,000 steps on general text and 800 on MRPC, 22 minutes
+on one thread of a busy Xeon: F1 82.3, where the teacher has 89.6, gold labels alone lead to 81.8 and always the same
+answer to 81.2.
 """
 
 from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main

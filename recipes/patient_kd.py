@@ -19,8 +19,9 @@ finetune  the teacher learns the task (left out when --teacher.finetuned names o
 pkd       soft labels, gold labels and patience; the student starts from the teacher's first layers
 control   the same student on gold labels alone
 
-Result (docs/results.md), PKD-Skip: the first four layers of e5-small, 800 steps on MRPC, 5 minutes on two threads of
-a Xeon: F1 82.0, where the teacher has 89.7 and gold labels alone lead to 81.9.
+Result (docs/results.md), PKD-Skip: four layers of e5-small (3, 6, 9 and 12), 800 steps on MRPC, 5 minutes on two
+threads of a Xeon: F1 81.3, where the teacher has 89.6, gold labels alone lead to 81.8 and always the same answer to
+81.2.
 """
 
 from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main

@@ -1,0 +1,32 @@
+"""The data of the quality benchmark in miniature, and a finished one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.quality import start
+from tests.tiny import make_teacher, make_texts
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: teacher, general text, and two tasks with validation splits of their own."""
+    folder = tmp_path_factory.mktemp("data")
+    make_teacher(folder / "teacher")
+    (folder / "general.txt").write_text("".join(text + "\n" for text, _ in make_texts(120, 1)))
+    for task, value in (("reviews", str), ("stars", {"positive": "3.5", "negative": "1.25"}.get)):
+        (folder / "tasks" / task).mkdir(parents=True)
+        for split, rows, seed in (("train", 80, 2), ("validation", 40, 3)):
+            lines = [f"{text},{value(label)}\n" for text, label in make_texts(rows, seed)]
+            (folder / "tasks" / task / f"{split}.csv").write_text("text,label\n" + "".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished benchmark; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("done")
+    start(folder, data)
+    return folder
