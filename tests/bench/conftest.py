@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.quality import start
 from tests.tiny import make_teacher, make_texts
+from tests.tiny_quality import start
 
 
 @pytest.fixture(scope="module")

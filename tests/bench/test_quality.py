@@ -20,8 +20,8 @@ from bench.quality.work import Work
 from fastdistill import Teacher, run
 from fastdistill.data.gold import Gold
 from fastdistill.metrics import score
-from tests.bench.quality import CONFIG, results, start
 from tests.tiny import make_texts
+from tests.tiny_quality import CONFIG, results, start
 
 
 def outcome(result: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bench.quality.config import read
 from bench.quality.jobs import Job, Row, all_jobs, resolved
 from bench.quality.work import Work
 from bench.table import ROOT
-from tests.bench.quality import CONFIG, start
+from tests.tiny_quality import CONFIG, start
 
 
 def test_general_text_decides_nothing_for_who_reads_none(tmp_path: Path) -> None:
