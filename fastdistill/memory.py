@@ -22,9 +22,16 @@ PROCESS = Path("/proc/self")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether it was raised because memory ran out, on the GPU or the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in LACKING)
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether it was raised because memory ran out, on the GPU or the CPU, or while such an error was handled.
+
+    A recording of a CUDA graph in which memory runs out ends with an error of its own.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in LACKING):
+            return True
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
+    return False
 
 
 def free_bytes(device: torch.device) -> float:

@@ -24,7 +24,9 @@ LACKING = [
     RuntimeError("could not create a primitive"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     MemoryError("Unable to allocate 9 bytes"),
+    RuntimeError("CUDA error: operation failed due to a previous error during capture"),
 ]
+LACKING[-1].__context__ = LACKING[0]  # as torch.cuda.graph leaves it
 
 
 def text() -> Sequences:

@@ -15,6 +15,14 @@ from fastdistill import memory
 CPU = torch.device("cpu")
 
 
+def test_an_error_of_something_else_does_not_lack_memory() -> None:
+    assert not memory.lacks_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    remedied = ValueError("a remedy")
+    remedied.__context__ = MemoryError()
+    remedied.__suppress_context__ = True
+    assert not memory.lacks_memory(remedied)
+
+
 def test_the_least_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
     monkeypatch.setattr(memory, "_control_groups", lambda: [tmp_path])
