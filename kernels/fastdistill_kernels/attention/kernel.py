@@ -309,5 +309,5 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
         "M": side,
         "N": min(32, side) if single else side,
         "num_warps": 8 if side == 64 else 4,
-        "num_stages": 2,
+        "num_stages": 1 if single else 2,
     }

@@ -265,9 +265,9 @@ def _alike(layers: list[Tensor]) -> list[Tensor]:
 
 
 def _rows(D_T: int) -> dict[str, int]:
-    """Block sizes for whole rows: some 4096 elements a program."""
+    """Block sizes for whole rows: some 2048 elements a program."""
     block = max(16, triton.next_power_of_2(D_T))
-    return {"BLOCK_D": block, "M": max(1, 4096 // block), "num_warps": 4 if block <= 4096 else 16}
+    return {"BLOCK_D": block, "M": max(1, 2048 // block), "num_warps": 4 if block <= 4096 else 16}
 
 
 def scale(distance: str, dtype: torch.dtype) -> int:
