@@ -45,3 +45,15 @@ def test_scale_sharpens_a_side(function: Callable[..., Any]) -> None:
     inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=8))
     twice = {**inputs, "q_s": 2 * inputs["q_s"]}
     torch.testing.assert_close(function(**inputs, scale_s=2 * 8**-0.5), function(**twice))
+
+
+@both
+def test_temperature_divides_the_scores_of_both_sides(function: Callable[..., Any]) -> None:
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16))
+    expected = function(**inputs, scale_s=8**-0.5 / 3, scale_t=1 / 12)
+    torch.testing.assert_close(function(**inputs, temperature=3.0), expected)
+
+
+def test_a_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"temperature=0.0: must be positive"):
+        attention_prob_mse(**SPEC.inputs(Shape(LENGTHS)), temperature=0.0)

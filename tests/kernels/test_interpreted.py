@@ -16,7 +16,7 @@ from fastdistill_kernels import attention_score_mse, soft_cross_entropy
 from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.hidden_mse.op import DISTANCES
 from fastdistill_kernels.spec import Shape, Spec
-from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, SOFT_CROSS_ENTROPY, SPECS
+from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS, SOFT_CROSS_ENTROPY, SPECS
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted")
 
@@ -127,9 +127,29 @@ def test_sums_over_more_programs_and_sequences_than_a_block() -> None:
     partial, lengths = before_nan(torch.rand(5000)), torch.randint(9, (5000,))
     cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0), torch.tensor([-(10**6)])]).int()[:-1]
     loss, coefficient = torch.zeros(2).unbind()
-    finish(partial, cu_seqlens, loss, coefficient, None, heads=3)
+    finish(partial, loss, coefficient, None, 3, cu_seqlens, max_seqlen=8)
     torch.testing.assert_close(coefficient, 1 / (3 * lengths.square().sum()))
     torch.testing.assert_close(loss, partial.sum() * coefficient)
+    finish(partial, loss, coefficient, 9, 3, cu_seqlens, max_seqlen=7)
+    assert loss.isnan()
+    assert coefficient.isnan()
+
+
+@pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("normalize", ["tokens", "padded"])
+def test_a_sequence_longer_than_the_longest_makes_all_nan(spec: Spec, normalize: str) -> None:
+    """The host does not know the lengths, and would have to wait to refuse them with words."""
+    inputs = spec.inputs(RAGGED) | {"max_seqlen": 32, "normalize": normalize}
+    found = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    assert all(value.isnan().any() for value in found.values())
+
+
+def test_heads_too_wide_for_gram_matrices_are_tiled() -> None:
+    shape = Shape((600,), heads=1, head_dim_s=72, head_dim_t=192)
+    inputs = ATTENTION_SCORE_MSE.inputs(shape, torch.bfloat16)
+    torch.testing.assert_close(attention_score_mse(**inputs), attention_score_mse(**inputs, algorithm="tiled"))
+    with pytest.raises(ValueError, match="head sizes 72 and 192: Gram matrices have room for 256 together"):
+        gram(**inputs)
 
 
 def gram(**values: Any) -> Tensor:
@@ -141,7 +161,6 @@ def gram(**values: Any) -> Tensor:
 def test_gram_agrees_with_the_definition(
     dtype: torch.dtype, stretch: int, head_dim_t: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where several programs share one Gram matrix."""
     """Where the longest map has several stretches, and where each is one."""
     from fastdistill_kernels.attention_score_mse import kernel
 

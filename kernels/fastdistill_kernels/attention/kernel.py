@@ -15,7 +15,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import LN2, LOG2E, divisor, finish, for_product, known, pick, precision, room, store
+from ..shared.kernel import (
+    LN2,
+    LOG2E,
+    divisor,
+    finish,
+    for_product,
+    known,
+    pick,
+    precision,
+    room,
+    rounded_to_tf32,
+    store,
+)
 
 SCORE_MSE, PROB_MSE, KL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 NOWHERE = tl.constexpr(-1e38)  # a score that no softmax sees, far from the end of float32
@@ -49,7 +61,8 @@ def map_of(program, cu_seqlens, blocks, L: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def _all_known(a, b, c, d, A: tl.constexpr):
+def all_known(a, b, c, d, A: tl.constexpr):
+    """Four strides that A divides."""
     return known(a, A), known(b, A), known(c, A), known(d, A)
 
 
@@ -82,8 +95,8 @@ def forward_kernel(
     """
     program = tl.program_id(0)
     block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
-    stride_as, stride_bs, head_as, head_bs = _all_known(stride_as, stride_bs, head_as, head_bs, A_S)
-    stride_at, stride_bt, head_at, head_bt = _all_known(stride_at, stride_bt, head_at, head_bt, A_T)
+    stride_as, stride_bs, head_as, head_bs = all_known(stride_as, stride_bs, head_as, head_bs, A_S)
+    stride_at, stride_bt, head_at, head_bt = all_known(stride_at, stride_bt, head_at, head_bt, A_T)
     if LOSS != SCORE_MSE:
         scale_s, scale_t = scale_s * LOG2E, scale_t * LOG2E  # softmaxes in powers of two are cheaper
     rows = block * M + tl.arange(0, M)
@@ -158,10 +171,10 @@ def gradient_kernel(
     With OWN_IS_A rows are queries; without, keys: the same map seen from its other side.
     """
     block, head, layer, start, length = map_of(tl.program_id(0), cu_seqlens, blocks, L, H)
-    stride_own_s, stride_other_s, head_own_s, head_other_s = _all_known(
+    stride_own_s, stride_other_s, head_own_s, head_other_s = all_known(
         stride_own_s, stride_other_s, head_own_s, head_other_s, A_S
     )
-    stride_own_t, stride_other_t, head_own_t, head_other_t = _all_known(
+    stride_own_t, stride_other_t, head_own_t, head_other_t = all_known(
         stride_own_t, stride_other_t, head_own_t, head_other_t, A_T
     )
     factor = tl.load(d_loss) * tl.load(coefficient) * scale_s
@@ -185,7 +198,7 @@ def gradient_kernel(
         s = scale_s * _product(x_s, y_s, PRECISION_S)
         t = scale_t * _product(x_t, load_rows(other_t, stride_other_t, columns, length, D_T, BLOCK_DT), PRECISION_T)
         if LOSS == SCORE_MSE:
-            g = 2 * (s - t)
+            g = 2 * factor * (s - t)
         else:
             real = (rows < length)[:, None] & (columns < length)[None, :]
             queries = rows[:, None] if OWN_IS_A else columns[None, :]
@@ -193,15 +206,14 @@ def gradient_kernel(
             p_s = _exp2(s - tl.load(at + queries, mask=known, other=0.0), real)
             p_t = _exp2(t - tl.load(at + plane + queries, mask=known, other=0.0), real)
             if LOSS == KL:
-                g = p_s - p_t
+                g = factor * (p_s - p_t)
             else:
-                g = p_s * (2 * (p_s - p_t) - tl.load(at + 2 * plane + queries, mask=known, other=0.0))
+                g = factor * p_s * (2 * (p_s - p_t) - tl.load(at + 2 * plane + queries, mask=known, other=0.0))
         if y_s.dtype == tl.float16:  # gradients leave its range; tf32 holds its values exactly
-            total += tl.dot(g, y_s.to(tl.float32), input_precision="tf32")
+            total += tl.dot(rounded_to_tf32(g), y_s.to(tl.float32), input_precision="tf32")
         else:
             total += tl.dot(g.to(y_s.dtype), y_s, input_precision=PRECISION_S)
 
-    total *= factor
     places = tl.arange(0, BLOCK_DS)
     to = out + ((layer.to(tl.int64) * num_tokens + start + rows)[:, None] * H + head) * D_S + places[None, :]
     store(to, total, mask=(rows < length)[:, None] & (places < D_S)[None, :])
@@ -209,7 +221,11 @@ def gradient_kernel(
 
 @dataclass(frozen=True)
 class Tiled:
-    """The launchers of one of the losses, `kind`."""
+    """The launchers of one of the losses, `kind`.
+
+    Those of probabilities are compiled without fused multiply-adds: a log-sum-exp is that of the rounded scores, and
+    scores that are not rounded alike the next time would exceed it.
+    """
 
     kind: int
 
@@ -238,13 +254,13 @@ class Tiled:
             *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
             LOSS=self.kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles, WHOLE=whole,
             PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
-            A_S=_divisor(*sides[:2]), A_T=_divisor(*sides[2:]),
+            A_S=divisor_of(*sides[:2]), A_T=divisor_of(*sides[2:]), enable_fp_fusion=self.kind == SCORE_MSE.value,
         )  # fmt: skip
         if normalize == "padded":
             entries = num_sequences * max_seqlen * (1 if self.kind == KL.value else max_seqlen)
         else:
             entries = num_tokens if self.kind == KL.value else None
-        finish(partial, cu_seqlens, loss, coefficient, entries, H)
+        finish(partial, loss, coefficient, entries, H, cu_seqlens, max_seqlen)
         return loss, stats, coefficient
 
     def backward(
@@ -269,7 +285,7 @@ class Tiled:
                 *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
                 LOSS=self.kind, OWN_IS_A=own_is_a, L=L, H=H, D_S=D_S, D_T=a_t[0].shape[-1], **tiles,
                 PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
-            A_S=_divisor(*sides[:2]), A_T=_divisor(*sides[2:]),
+                A_S=divisor_of(*sides[:2]), A_T=divisor_of(*sides[2:]), enable_fp_fusion=self.kind == SCORE_MSE.value,
             )  # fmt: skip
         return da, db
 
@@ -287,7 +303,7 @@ def alike(layers: list[Tensor]) -> list[Tensor]:
     return [x.contiguous() for x in layers]
 
 
-def _divisor(*operands: list[Tensor]) -> int:
+def divisor_of(*operands: list[Tensor]) -> int:
     """Of their strides; one for tokens, one for heads."""
     return divisor(*(stride for x in operands for stride in x[0].stride()[:2]))
 

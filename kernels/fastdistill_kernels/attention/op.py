@@ -160,7 +160,9 @@ def attention_loss(
     temperature: float = 1.0,
     algorithm: str = "tiled",
 ) -> Tensor:
-    """Check the operands, fill in ``1 / sqrt(head_dim)`` for a scale of None, and call `op` for its loss."""
+    """Check what is given, fill in ``1 / sqrt(head_dim)`` for a scale of None, and call `op` for its loss."""
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be positive")
     layers = as_layers(a_s), as_layers(b_s), as_layers(a_t), as_layers(b_t)
     check_attention(*layers, cu_seqlens, max_seqlen, normalize)
     scale_s, scale_t = (

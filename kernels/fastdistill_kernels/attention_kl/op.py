@@ -50,8 +50,6 @@ def attention_kl(
 
     Source: MiniLM (arXiv 2002.10957), sections 3.1 and 3.2; MiniLMv2 (arXiv 2012.15828), section 3.1.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: must be positive")
     a_s, b_s, a_t, b_t = ([split_heads(x, num_relation_heads) for x in as_layers(y)] for y in (a_s, b_s, a_t, b_t))
     return attention_loss(_OP, a_s, b_s, a_t, b_t, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, temperature)
 

@@ -17,13 +17,14 @@ def attention_prob_mse(
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
+    temperature: float = 1.0,
     scale_s: float | None = None,
     scale_t: float | None = None,
     normalize: str = "tokens",
 ) -> Tensor:
     """Mean squared difference of the attention probabilities of student and teacher, in O(T) memory.
 
-    ``mean over (b, h, i, j) of (P_s - P_t)^2``, ``P = softmax over j of (scale q . k)``.
+    ``mean over (b, h, i, j) of (P_s - P_t)^2``, ``P = softmax over j of (scale / temperature * q . k)``.
 
     Args:
         q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64;
@@ -31,6 +32,7 @@ def attention_prob_mse(
         q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
         max_seqlen: the longest length; for "padded" the length that all are padded to, which may be more.
+        temperature: divides the scores of both sides; the loss is not multiplied by its square.
         scale_s, scale_t: factor of the scores; default ``1 / sqrt(head_dim)`` of its side.
         normalize: "tokens" divides by the real entries, ``heads * sum n_b^2``; "padded" by
             ``heads * B * max_seqlen^2``, a mean over padded maps with masked rows and columns at 0.
@@ -39,11 +41,12 @@ def attention_prob_mse(
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
 
     Raises:
-        ValueError: operands of different tokens, heads or dtypes, or a layout that does not fit them.
+        ValueError: operands of different tokens, heads or dtypes, a layout that does not fit them, or a temperature
+            that is not positive.
 
     Source: TinyBERT (arXiv 1909.10351), section 3.1, where it is the alternative to raw scores.
     """
-    return attention_loss(_OP, q_s, k_s, q_t, k_t, cu_seqlens, max_seqlen, scale_s, scale_t, normalize)
+    return attention_loss(_OP, q_s, k_s, q_t, k_t, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, temperature)
 
 
 def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:

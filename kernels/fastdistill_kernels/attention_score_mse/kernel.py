@@ -3,7 +3,8 @@
 With ``x = [q_s, q_t]``, ``y = [k_s, k_t]`` of one map and ``c = [scale_s, ..., -scale_t, ...]`` the loss is
 ``sum of c_i c_j (x^T x)_ij (y^T y)_ij`` and the gradients are the first d_s columns of ``2 scale_s (c x) (y^T y)`` and
 ``2 scale_s (c y) (x^T x)``. All sums are float32, and products of float32 numbers round like float32: where
-student and teacher all but agree, large numbers cancel. W is ``d_s + d_t``, padded to a power of two.
+student and teacher all but agree, large numbers cancel. The teacher's columns begin at FROM, which is d_s or a little
+more, so that they are read 16 bytes at a time; W is ``FROM + d_t``, padded to a power of two.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..attention.kernel import alike, map_of
-from ..shared.kernel import finish, for_product, pick, precision, room, store
+from ..attention.kernel import alike, all_known, divisor_of, map_of
+from ..shared.kernel import finish, for_product, known, pick, precision, room, store
 
 EXACT = tl.constexpr(precision(torch.float32))
 STRETCH = 1024  # tokens whose Gram matrix one program makes
+WIDEST = 256  # columns of student and teacher side by side
 
 
 @triton.jit
-def _load_both(s, t, stride_s, stride_t, rows, end, columns, D_S: tl.constexpr, D_T: tl.constexpr):
-    """``[R, C]``: student's and teacher's states of `rows` side by side, zeros from `end` on and past ``d_s + d_t``."""
+def _load_both(s, t, stride_s, stride_t, rows, end, columns, D_S: tl.constexpr, FROM: tl.constexpr, D_T: tl.constexpr):
+    """``[R, C]``: student's and teacher's states of `rows` side by side, zeros from `end` on and where neither is."""
     row, there, columns = rows.to(tl.int64)[:, None], (rows < end)[:, None], columns[None, :]
     of_s = tl.load(s + row * stride_s + columns, mask=there & (columns < D_S), other=0.0)
-    is_t = (columns >= D_S) & (columns < D_S + D_T)
-    of_t = tl.load(t + row * stride_t + (columns - D_S), mask=there & is_t, other=0.0)
+    is_t = (columns >= FROM) & (columns < FROM + D_T)
+    of_t = tl.load(t + row * stride_t + (columns - FROM), mask=there & is_t, other=0.0)
     if of_s.dtype != of_t.dtype:
         of_s, of_t = of_s.to(tl.float32), of_t.to(tl.float32)
     return for_product(of_s) + for_product(of_t)  # one of the two is 0
@@ -41,7 +43,8 @@ def _signs(places, scale_s, scale_t, D_S: tl.constexpr):
 def gram_kernel(
     a_s, b_s, a_t, b_t, cu_seqlens, grams, sums, partial, stretches, scale_s, scale_t,
     stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
-    L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
+    L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, FROM: tl.constexpr, D_T: tl.constexpr,
+    A_S: tl.constexpr, A_T: tl.constexpr,
     BLOCK_DS: tl.constexpr, W: tl.constexpr, C: tl.constexpr, M: tl.constexpr, STRETCH: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -51,6 +54,8 @@ def gram_kernel(
     """
     program, programs = tl.program_id(0), tl.num_programs(0).to(tl.int64)
     stretch, head, layer, start, length = map_of(program, cu_seqlens, stretches, L, H)
+    stride_as, stride_bs, head_as, head_bs = all_known(stride_as, stride_bs, head_as, head_bs, A_S)
+    stride_at, stride_bt, head_at, head_bt = all_known(stride_at, stride_bt, head_at, head_bt, A_T)
     q_s = pick(a_s, layer, L) + start * stride_as + head * head_as
     q_t = pick(a_t, layer, L) + start * stride_at + head * head_at
     k_s = pick(b_s, layer, L) + start * stride_bs + head * head_bs
@@ -60,10 +65,10 @@ def gram_kernel(
     xx, yy = tl.zeros([W, C], tl.float32), tl.zeros([W, C], tl.float32)
     for first in range(stretch * STRETCH, end, M):
         tokens = first + tl.arange(0, M)
-        x = _load_both(q_s, q_t, stride_as, stride_at, tokens, end, rows, D_S, D_T)
-        y = _load_both(k_s, k_t, stride_bs, stride_bt, tokens, end, rows, D_S, D_T)
-        x_c = _load_both(q_s, q_t, stride_as, stride_at, tokens, end, columns, D_S, D_T)
-        y_c = _load_both(k_s, k_t, stride_bs, stride_bt, tokens, end, columns, D_S, D_T)
+        x = _load_both(q_s, q_t, stride_as, stride_at, tokens, end, rows, D_S, FROM, D_T)
+        y = _load_both(k_s, k_t, stride_bs, stride_bt, tokens, end, rows, D_S, FROM, D_T)
+        x_c = _load_both(q_s, q_t, stride_as, stride_at, tokens, end, columns, D_S, FROM, D_T)
+        y_c = _load_both(k_s, k_t, stride_bs, stride_bt, tokens, end, columns, D_S, FROM, D_T)
         xx = tl.dot(tl.trans(x), x_c, xx, input_precision=EXACT)
         yy = tl.dot(tl.trans(y), y_c, yy, input_precision=EXACT)
     if WHOLE:
@@ -111,7 +116,8 @@ def multiply_kernel(
 def gradient_kernel(
     states_s, states_t, cu_seqlens, sums, d_loss, coefficient, da, db, num_tokens, blocks, scale_s, scale_t,
     stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
-    L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
+    L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, FROM: tl.constexpr, D_T: tl.constexpr,
+    A_S: tl.constexpr, A_T: tl.constexpr,
     BLOCK_DS: tl.constexpr, W: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """da, db ``(L, T, H, D_S)``: ``2 d_loss coefficient scale_s (c x) sums``, sums being the other side's.
@@ -121,8 +127,11 @@ def gradient_kernel(
     program, maps, side = tl.program_id(0), tl.num_programs(0) // blocks, tl.program_id(1)
     block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
     is_b = side == 1
-    stride_s, stride_t = tl.where(is_b, stride_bs, stride_as), tl.where(is_b, stride_bt, stride_at)
-    head_s, head_t = tl.where(is_b, head_bs, head_as), tl.where(is_b, head_bt, head_at)
+    stride_s, stride_t = (
+        known(tl.where(is_b, stride_bs, stride_as), A_S),
+        known(tl.where(is_b, stride_bt, stride_at), A_T),
+    )
+    head_s, head_t = known(tl.where(is_b, head_bs, head_as), A_S), known(tl.where(is_b, head_bt, head_at), A_T)
     s = pick(states_s, side * L + layer, 2 * L) + start * stride_s + head * head_s
     t = pick(states_t, side * L + layer, 2 * L) + start * stride_t + head * head_t
     rows, columns = block * M + tl.arange(0, M), tl.arange(0, BLOCK_DS)
@@ -130,7 +139,7 @@ def gradient_kernel(
     total = tl.zeros([M, BLOCK_DS], tl.float32)
     for first in range(0, W, K):
         inner = first + tl.arange(0, K)
-        x = _load_both(s, t, stride_s, stride_t, rows, length, inner, D_S, D_T).to(tl.float32)
+        x = _load_both(s, t, stride_s, stride_t, rows, length, inner, D_S, FROM, D_T).to(tl.float32)
         gram = tl.load(of_map + inner[:, None] * BLOCK_DS + columns[None, :])
         gram *= _signs(inner, scale_s, scale_t, D_S)[:, None]
         total = tl.dot(x, gram, total, input_precision=EXACT)
@@ -146,7 +155,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The loss ``()`` summed over layers, and for `backward` columns of the Gram matrices and the coefficient."""
     like, num_sequences = a_s[0], cu_seqlens.numel() - 1
-    (num_tokens, H, D_S), D_T, L = like.shape, a_t[0].shape[-1], len(a_s)
+    (num_tokens, H, _), L = like.shape, len(a_s)
     maps = num_sequences * L * H
     empty = maps == 0 or num_tokens == 0
     loss, coefficient = room(like, empty)
@@ -163,14 +172,15 @@ def forward(
     gram_kernel[(maps * stretches, W // C)](
         *(tuple(x) for x in sides), cu_seqlens, grams, sums, partial, stretches, scale_s, scale_t,
         *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-        L=L, H=H, D_S=D_S, D_T=D_T, BLOCK_DS=BLOCK_DS, W=W, C=C, STRETCH=STRETCH, WHOLE=whole, **_tokens(like, a_t[0]),
+        **sizes(*sides), BLOCK_DS=BLOCK_DS, W=W, C=C, STRETCH=STRETCH, WHOLE=whole, **_tokens(like, a_t[0]),
     )  # fmt: skip
     if not whole:
         multiply_kernel[(maps,)](
-            grams, sums, partial, stretches, scale_s, scale_t, D_S=D_S, BLOCK_DS=BLOCK_DS, W=W, ROWS=16, num_warps=4
-        )
+            grams, sums, partial, stretches, scale_s, scale_t,
+            D_S=like.shape[-1], BLOCK_DS=BLOCK_DS, W=W, ROWS=16, num_warps=4,
+        )  # fmt: skip
     entries = num_sequences * max_seqlen**2 if normalize == "padded" else None
-    finish(partial, cu_seqlens, loss, coefficient, entries, H)
+    finish(partial, loss, coefficient, entries, H, cu_seqlens, max_seqlen)
     return loss, sums, coefficient
 
 
@@ -180,7 +190,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """da_s, db_s ``(L, T, H, d_s)`` in the operands' dtype, from what `forward` left."""
     like, num_sequences = a_s[0], cu_seqlens.numel() - 1
-    (num_tokens, H, D_S), D_T, L = like.shape, a_t[0].shape[-1], len(a_s)
+    (num_tokens, H, D_S), L = like.shape, len(a_s)
     da, db = (like.new_zeros((L, num_tokens, H, D_S)) for _ in range(2))  # zeros: see the tiled form
     if num_sequences == 0 or num_tokens == 0:
         return da, db
@@ -190,15 +200,35 @@ def backward(
     gradient_kernel[(blocks * maps, 2)](
         (*sides[0], *sides[1]), (*sides[2], *sides[3]), cu_seqlens, sums, d_loss, coefficient, da, db,
         num_tokens, blocks, scale_s, scale_t, *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-        L=L, H=H, D_S=D_S, D_T=D_T, BLOCK_DS=BLOCK_DS, W=W, M=64, K=min(32, W), num_warps=4,
+        **sizes(*sides), BLOCK_DS=BLOCK_DS, W=W, M=64, K=min(32, W), num_warps=4,
     )  # fmt: skip
     return da, db
 
 
+def sizes(a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Tensor]) -> dict[str, int]:
+    """What kernels are told of their operands."""
+    _, H, d_s = a_s[0].shape
+    of = {"L": len(a_s), "H": H, "D_S": d_s, "FROM": first_of_teacher(d_s), "D_T": a_t[0].shape[2]}
+    return of | {"A_S": divisor_of(a_s, b_s), "A_T": divisor_of(a_t, b_t)}
+
+
+def first_of_teacher(d_s: int) -> int:
+    """The teacher's first column."""
+    return -(-d_s // 8) * 8
+
+
 def saved_shape(L: int, student: torch.Size, teacher: torch.Size, num_sequences: int) -> tuple[int, ...]:
-    """Of the Gram matrices' columns that belong to the student, in powers of two: ``(2, maps, W, BLOCK_DS)``."""
+    """Of the Gram matrices' columns that belong to the student, in powers of two: ``(2, maps, W, BLOCK_DS)``.
+
+    Raises:
+        ValueError: heads so wide that a GPU has no room for a block of them.
+    """
     _, H, d_s = student
-    W, BLOCK_DS = (max(16, triton.next_power_of_2(d)) for d in (d_s + teacher[2], d_s))
+    W, BLOCK_DS = (max(16, triton.next_power_of_2(d)) for d in (first_of_teacher(d_s) + teacher[2], d_s))
+    if W > WIDEST:
+        raise ValueError(
+            f"head sizes {d_s} and {teacher[2]}: Gram matrices have room for {WIDEST} together; use 'tiled'"
+        )
     return (2, num_sequences * L * H, W, BLOCK_DS)
 
 

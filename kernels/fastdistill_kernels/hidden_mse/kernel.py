@@ -217,7 +217,7 @@ def forward(
         directions_kernel[(programs,)](
             *states, d_p, partial, *layout, **common, COSINE=distance == "cosine", SCALE=scale(distance, dtype), **rows
         )
-    finish(partial, None, loss, coefficient, entries, 1)
+    finish(partial, loss, coefficient, entries)
     return loss, d_p if keep else nothing
 
 

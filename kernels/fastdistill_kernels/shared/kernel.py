@@ -38,6 +38,12 @@ def for_product(x):
 
 
 @triton.jit
+def rounded_to_tf32(x):
+    """`x` to the nearest of tf32's numbers; tensor cores would cut the bits off."""
+    return (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def store(pointer, x, mask):
     """Stores float32 in the dtype of `pointer`, rounded to nearest."""
     if UPCAST and pointer.dtype.element_ty == tl.bfloat16:  # the interpreter would cut the bits off
@@ -46,28 +52,30 @@ def store(pointer, x, mask):
     tl.store(pointer, x.to(pointer.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_partials", "num_sequences", "entries"])
+@triton.jit(do_not_specialize=["num_partials", "entries", "num_sequences", "max_seqlen"])
 def finish_kernel(
-    partial, cu_seqlens, loss, coefficient, num_partials, num_sequences, entries, heads,
+    partial, loss, coefficient, num_partials, entries, heads, cu_seqlens, num_sequences, max_seqlen,
     COUNT_PAIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """loss ``()`` = the sum of `partial` times coefficient ``()`` = ``1 / (heads * entries)``.
 
-    With COUNT_PAIRS the entries are counted here, ``sum_b n_b^2``: the host need not know the lengths.
+    With COUNT_PAIRS the entries are counted here, ``sum_b n_b^2``: the host need not know the lengths. Both are NaN
+    where a sequence is longer than `max_seqlen`, so that the rest of it was not looked at.
     """
     places = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, num_partials, BLOCK):
         total += tl.load(partial + first + places, mask=first + places < num_partials, other=0.0)
+    pairs, longest = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
+    for first in range(0, num_sequences, BLOCK):
+        there = first + places < num_sequences
+        starts = tl.load(cu_seqlens + first + places, mask=there, other=0)
+        lengths = tl.load(cu_seqlens + 1 + first + places, mask=there, other=0) - starts
+        longest = tl.maximum(longest, lengths.to(tl.int32))
+        pairs += lengths.to(tl.float32) * lengths.to(tl.float32)
     if COUNT_PAIRS:
-        pairs = tl.zeros([BLOCK], tl.float32)
-        for first in range(0, num_sequences, BLOCK):
-            there = first + places < num_sequences
-            starts = tl.load(cu_seqlens + first + places, mask=there, other=0)
-            lengths = (tl.load(cu_seqlens + 1 + first + places, mask=there, other=0) - starts).to(tl.float32)
-            pairs += lengths * lengths
         entries = tl.maximum(tl.sum(pairs, axis=0), 1.0)
-    inverse = 1.0 / (heads * entries)
+    inverse = tl.where(tl.max(longest, axis=0) > max_seqlen, float("nan"), 1.0 / (heads * entries))
     tl.store(loss, tl.sum(total, axis=0) * inverse)
     tl.store(coefficient, inverse)
 
@@ -84,12 +92,18 @@ def room(like: Tensor, empty: bool) -> tuple[Tensor, Tensor]:
 
 
 def finish(
-    partial: Tensor, cu_seqlens: Tensor | None, loss: Tensor, coefficient: Tensor, entries: int | None, heads: int
+    partial: Tensor,
+    loss: Tensor,
+    coefficient: Tensor,
+    entries: int | None,
+    heads: int = 1,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int = 0,
 ) -> None:
     """Add up `partial` and divide; see `finish_kernel`. `entries` is None where they are to be counted."""
-    counted = partial if cu_seqlens is None else cu_seqlens  # not read unless pairs are counted
+    layout = (partial, 0) if cu_seqlens is None else (cu_seqlens, cu_seqlens.numel() - 1)
     finish_kernel[(1,)](
-        partial, counted, loss, coefficient, partial.numel(), counted.numel() - 1, float(entries or 1), heads,
+        partial, loss, coefficient, partial.numel(), float(entries or 1), heads, *layout, max_seqlen,
         COUNT_PAIRS=entries is None, BLOCK=4096,
     )  # fmt: skip
 
