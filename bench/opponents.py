@@ -84,7 +84,10 @@ EAGER: dict[str, Callable[..., Tensor]] = {
 
 
 def liger(name: str) -> Callable[..., Any] | None:
-    """Liger's loss that comes closest, where `liger-kernel` is installed: its KL divergence for soft labels."""
+    """Liger's loss that comes closest, where `liger-kernel` is installed: its KL divergence for soft labels.
+
+    From a cross-entropy it differs by the entropy of the teacher's labels, which has no gradient.
+    """
     if name != "soft_cross_entropy":
         return None
     try:

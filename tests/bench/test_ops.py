@@ -253,6 +253,13 @@ def test_both_passes_of_all_are_replayed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert replayed == {(128,) * 32, (128,) * 256, (512,) * 32}
 
 
+def test_the_loss_of_liger_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = measure(HIDDEN, monkeypatch, liger=lambda **inputs: 1 + HIDDEN.op(**inputs), ours=HIDDEN.op)
+    assert result["error"]["liger"].keys() == set(HIDDEN.differentiable)
+    assert result["error"]["ours"].keys() == {"loss", *HIDDEN.differentiable}
+    assert max(result["error"]["liger"].values()) < 1e-4
+
+
 def test_memory_of_all_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("eager", "compile", "max-autotune", "ours")
     result = measure(HIDDEN, monkeypatch, **dict.fromkeys(names, HIDDEN.op))
