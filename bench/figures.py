@@ -40,9 +40,9 @@ def save(path: Path, machine: dict[str, Any], results: dict[str, Result]) -> Non
     unfinished.replace(path)
 
 
-def both(result: Result) -> dict[str, float]:
-    """By implementation, milliseconds of a forward and backward pass."""
-    return {name: ms["both"] for name, ms in result["ms"].items() if "both" in ms}
+def times(result: Result, what: str = "both") -> dict[str, float]:
+    """By implementation, milliseconds of a forward and backward pass; or of what else was timed."""
+    return {name: ms[what] for name, ms in result["ms"].items() if what in ms}
 
 
 def least(values: dict[str, float], ours: bool) -> float | None:
@@ -65,13 +65,13 @@ def floor(result: Result, machine: dict[str, Any]) -> tuple[str, float]:
 
 def share(result: Result, machine: dict[str, Any]) -> str:
     """The floor as a part of the fastest of ours, in percent."""
-    ours = least(both(result), ours=True)
+    ours = least(times(result), ours=True)
     return f"{100 * floor(result, machine)[1] / ours:.0f} %" if ours else "-"
 
 
-def speedup(result: Result) -> str:
+def speedup(result: Result, what: str = "both") -> str:
     """How many times faster the fastest of ours is than the fastest of the others."""
-    ours, other = (least(both(result), mine) for mine in (True, False))
+    ours, other = (least(times(result, what), mine) for mine in (True, False))
     return f"{other / ours:.1f}x" if ours and other else "-"
 
 
@@ -84,14 +84,16 @@ def label(result: Result) -> str:
 
 
 def line(result: Result, machine: dict[str, Any]) -> str:
-    """A measurement in one line, and one for each failure."""
-    listed = "  ".join(f"{name} {ms:.3f}{_worst_error(result, name)}" for name, ms in both(result).items())
+    """A measurement in one line, one more if it was replayed as a CUDA graph, and one for each failure."""
+    listed = "  ".join(f"{name} {ms:.3f}{_worst_error(result, name)}" for name, ms in times(result).items())
+    replayed = "  ".join(f"{name} {ms:.3f}" for name, ms in times(result, "graph").items())
+    graphs = [f"  as CUDA graphs: {speedup(result, 'graph')}  {replayed}"] if replayed else []
     least_ms = ", ".join(f"{ms:.3f} for {name}" for name, ms in floors(result, machine).items())
     measured = (
         f"{result['op']:<22}{label(result):<18}{speedup(result):>7}  {listed}  "
         f"floors {least_ms}: {share(result, machine)}"
     )
-    return "\n".join([measured, *(f"  {name}: {why}" for name, why in result["failed"].items())])
+    return "\n".join([measured, *graphs, *(f"  {name}: {why}" for name, why in result["failed"].items())])
 
 
 def _worst_error(result: Result, name: str) -> str:

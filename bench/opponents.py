@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Layers = Tensor | tuple[Tensor, ...]
+
 
 def _scores(a: Tensor, b: Tensor, length: int) -> Tensor:
     """``(B, H, S, S)`` of packed ``(B S, H, d)``."""
@@ -36,11 +38,30 @@ def attention_kl(a_s: Tensor, b_s: Tensor, a_t: Tensor, b_t: Tensor, cu_seqlens:
     return F.kl_div(log_p_s, log_p_t, log_target=True, reduction="none").sum(-1).mean()
 
 
-def hidden_mse(
-    h_s: Tensor | tuple[Tensor, ...], h_t: Tensor | tuple[Tensor, ...], weight: Tensor, bias: Tensor
+def _over_layers(
+    distance: Callable[[Tensor, Tensor], Tensor], h_s: Layers, h_t: Layers, weight: Tensor, bias: Tensor
 ) -> Tensor:
+    """The sum of the layers' distances of projected student states and teacher states."""
     layers = zip(*((x,) if isinstance(x, Tensor) else x for x in (h_s, h_t)), strict=True)
-    return torch.stack([F.mse_loss(F.linear(x, weight, bias), y) for x, y in layers]).sum()
+    return torch.stack([distance(F.linear(x, weight, bias), y) for x, y in layers]).sum()
+
+
+def hidden_mse(h_s: Layers, h_t: Layers, weight: Tensor, bias: Tensor) -> Tensor:
+    return _over_layers(F.mse_loss, h_s, h_t, weight, bias)
+
+
+def hidden_normalized(h_s: Layers, h_t: Layers, weight: Tensor, bias: Tensor) -> Tensor:
+    def distance(p: Tensor, t: Tensor) -> Tensor:
+        return (F.normalize(p, dim=-1) - F.normalize(t, dim=-1)).square().sum(-1).mean()
+
+    return _over_layers(distance, h_s, h_t, weight, bias)
+
+
+def hidden_cosine(h_s: Layers, h_t: Layers, weight: Tensor, bias: Tensor) -> Tensor:
+    def distance(p: Tensor, t: Tensor) -> Tensor:
+        return (1 - F.cosine_similarity(p, t, dim=-1)).mean()
+
+    return _over_layers(distance, h_s, h_t, weight, bias)
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -49,12 +70,24 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, labels: T
 
 
 EAGER: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (attention_score_mse, attention_prob_mse, attention_kl, hidden_mse, soft_cross_entropy)
+    f.__name__: f
+    for f in (
+        attention_score_mse,
+        attention_prob_mse,
+        attention_kl,
+        hidden_mse,
+        hidden_normalized,
+        hidden_cosine,
+        soft_cross_entropy,
+    )
 }
 
 
 def liger(name: str) -> Callable[..., Any] | None:
-    """Liger's loss that comes closest, where `liger-kernel` is installed: its KL divergence for soft labels."""
+    """Liger's loss that comes closest, where `liger-kernel` is installed: its KL divergence for soft labels.
+
+    From a cross-entropy it differs by the entropy of the teacher's labels, which has no gradient.
+    """
     if name != "soft_cross_entropy":
         return None
     try:

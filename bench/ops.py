@@ -3,10 +3,11 @@
     python -m bench.ops [--gpu | --cpu] [--op NAME] [--quick] [--limit_s S] [--out FILE.json]
 
 Needs torch and triton alone. All figures of a shape come from turns taken round after round, so that a busy machine
-slows all alike; times are medians, in milliseconds, of a forward pass, a backward pass, and both; on a GPU small shapes
-are also replayed as a CUDA graph. Beside them stand the memory that both passes take (not that of max-autotune, which
-keeps its own), the errors against float64, and two floors: the bytes that must move at the copy bandwidth measured at
-the start, the products at the matrix rate. Only the Gram form, which multiplies less, can pass below its floor.
+slows all alike; times are medians, in milliseconds, of a forward pass, a backward pass, and both; on a GPU those of its
+kernels, launched while it is kept waiting, and small shapes are also replayed as a CUDA graph. Beside them stand the
+memory that both passes take, the errors against float64, and two floors: the bytes that must move at the copy bandwidth
+measured at the start, the products at the matrix rate. Only the Gram form, which multiplies less, can pass below its
+floor.
 """
 
 from __future__ import annotations
@@ -33,30 +34,35 @@ from fastdistill_kernels.specs import SPECS
 T = TypeVar("T")
 Function = Callable[..., Any]
 
-# sequences x length
+# sequences x length, what matters most first: a run may be cut short
 BATCHES = {
-    "cuda": ((32, 128), (256, 128), (32, 512), (8, 2048), (4, 8192), (1, 32768)),
+    "cuda": ((32, 512), (32, 128), (4, 8192), (1, 32768), (256, 128), (8, 2048)),
     "cpu": ((32, 128), (8, 512), (8, 1024)),
+}
+HIDDEN_BATCHES = {"cuda": ((256, 128), (32, 128)), "cpu": ((16, 128),)}
+# rows x classes
+LOGITS = {
+    "cuda": ((8192, 30522), (2048, 128256), (8192, 77), (8192, 2)),
+    "cpu": ((512, 30522), (128, 128256), (512, 77), (512, 2)),
 }
 HEAD_SIZES = (26, 32, 64)  # of students
 MAPS_THAT_FIT = 2**33  # scores of one side that eager may form: 32 GiB in fp32
-LAUNCH_BOUND = 256 * 128**2  # scores of a head up to which kernels are so short that launching them counts
+LAUNCH_BOUND = 32 * 512**2  # scores of a head up to which kernels are so short that launching them counts
 
 
 def shapes(spec: Spec, device: str, quick: bool) -> list[Shape]:
-    """The grid of an op; with `quick` its first two shapes, small enough for any machine."""
-    batches = [(length,) * count for count, length in BATCHES[device]]
-    if spec.name.startswith("attention"):
-        sizes = HEAD_SIZES if device == "cuda" else HEAD_SIZES[:1]
-        grid = [Shape(batch, heads=12, head_dim_s=d, head_dim_t=64) for d in sizes for batch in batches]
-    elif spec.name == "hidden_mse":
-        rows = (128,) * 256 if device == "cuda" else (128,) * 16
-        grid = [Shape(rows, heads=12, head_dim_s=d, head_dim_t=64, layers=5) for d in HEAD_SIZES]
+    """The grid of an op; with `quick` the two shapes that move the least, small enough for any machine."""
+    if spec.name == "soft_cross_entropy":
+        grid = [Shape((1,) * rows, classes=classes) for rows, classes in LOGITS[device]]
     else:
-        counts = {"cuda": (8192, 2048), "cpu": (512, 128)}[device]
-        classes = [(2, counts[0]), (77, counts[0]), (30522, counts[0]), (128256, counts[1])]
-        grid = [Shape((1,) * rows, classes=number) for number, rows in classes]
-    return grid[:2] if quick else grid
+        hidden = spec.name.startswith("hidden")
+        sizes = HEAD_SIZES if hidden or device == "cuda" else HEAD_SIZES[:1]
+        grid = [
+            Shape((length,) * count, heads=12, head_dim_s=d, head_dim_t=64, layers=5 if hidden else 1)
+            for d in sizes
+            for count, length in (HIDDEN_BATCHES if hidden else BATCHES)[device]
+        ]
+    return sorted(grid, key=lambda shape: spec.bytes_moved(shape, torch.float32))[:2] if quick else grid
 
 
 def implementations(spec: Spec, shape: Shape, device: str) -> dict[str, Function]:
@@ -66,8 +72,10 @@ def implementations(spec: Spec, shape: Shape, device: str) -> dict[str, Function
     if shape.heads * shape.pairs <= MAPS_THAT_FIT or not attention:
         eager = EAGER[spec.name]
         found = {"eager": eager, "compile": torch.compile(eager, dynamic=False)}
-        if device == "cuda" and (not attention or shape.head_dim_s == HEAD_SIZES[0]):  # it takes a minute to compile
-            found["max-autotune"] = torch.compile(eager, dynamic=False, mode="max-autotune")
+        batch = len(shape.lengths), shape.lengths[0]
+        worth_a_minute = not attention or shape.head_dim_s == HEAD_SIZES[0] or batch in BATCHES["cuda"][:2]
+        if device == "cuda" and worth_a_minute:  # without CUDA graphs of its own, that copy the inputs in every call
+            found["max-autotune"] = torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs")
     if spec.name == "attention_score_mse":
         found |= {f"ours, {way}": functools.partial(spec.op, algorithm=way) for way in ("tiled", "gram")}
     else:
@@ -114,10 +122,10 @@ def take_turns(
 
 
 def graphs(calls: dict[tuple[str, str], Ready], failed: dict[str, str]) -> dict[tuple[str, str], Ready]:
-    """Both passes as CUDA graphs, but for max-autotune, which makes its own."""
+    """Both passes as CUDA graphs."""
     found: dict[tuple[str, str], Ready] = {}
     for (name, what), ready in calls.items():
-        if what == "both" and name.startswith(("eager", "compile", "ours")):
+        if what == "both":
             replay = attempt(failed, f"{name}, graph", functools.partial(captured, ready()))
             if replay is not None:
                 found[name, "graph"] = replay
@@ -156,10 +164,11 @@ def measure(spec: Spec, shape: Shape, device: str, dtype: torch.dtype, rounds: i
             compare = functools.partial(errors, function, inputs, spec.differentiable, expected)
             if (apart := attempt(failed, f"{name}, error", compare)) is not None:
                 error[name] = apart
-        if name != "max-autotune":
-            weigh = functools.partial(peak_mib, calls[name, "both"](), device)
-            if (mib := attempt(failed, f"{name}, memory", weigh)) is not None:
-                peak[name] = round(mib, 4)
+                if name == "liger":
+                    del apart["loss"]  # not the same loss, but the same gradients
+        weigh = functools.partial(peak_mib, calls[name, "both"](), device)
+        if (mib := attempt(failed, f"{name}, memory", weigh)) is not None:
+            peak[name] = round(mib, 4)
     ms = take_turns(calls, device, rounds, failed)
     if device == "cuda" and shape.pairs <= LAUNCH_BOUND:
         for name, replayed in take_turns(graphs(calls, failed), device, rounds, failed).items():
@@ -181,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpu", action="store_true", help="on the GPU in bf16 (default where there is one)")
     where.add_argument("--cpu", action="store_true", help="on the CPU in fp32")
-    parser.add_argument("--op", choices=[spec.name for spec in SPECS if spec.name in EAGER], help="this op alone")
+    parser.add_argument("--op", choices=[spec.name for spec in SPECS], help="this op alone")
     parser.add_argument("--quick", action="store_true", help="two shapes of each op")
     parser.add_argument("--rounds", type=int, default=20, help="turns that each implementation takes")
     parser.add_argument("--limit_s", type=float, default=float("inf"), help="begin no shape after so many seconds")
@@ -207,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{rates} in {dtype}".replace("torch.", ""))
     what = "the best of the others over the best of ours, then milliseconds of both passes (and the largest error)"
     print(what, flush=True)
-    specs = [spec for spec in SPECS if spec.name in EAGER and options.op in (None, spec.name)]
+    specs = [spec for spec in SPECS if options.op in (None, spec.name)]
     jobs = [(facts(s, shape, dtype), s, shape) for s in specs for shape in shapes(s, device, options.quick)]
     jobs.sort(key=lambda job: figures.key(job[0]) in kept)
     for number, (_, spec, shape) in enumerate(jobs):

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.figures import Result, both, floor, least, share, speedup
+from bench.figures import Result, floor, least, share, speedup, times
 from bench.quality import page
 from fastdistill.report import table
 
@@ -138,26 +138,27 @@ def _augment_row(result: Result, first: float) -> str:
 
 
 def _op_row(result: Result, machine: dict[str, Any]) -> str:
-    ms, mib = both(result), result["peak_mib"]
+    ms, mib = times(result), result["peak_mib"]
     ours = least(ms, ours=True)
     ours_name = min((name for name in ms if name.startswith("ours")), key=lambda name: ms[name], default="")
     compiled = min((ms[name] for name in ("compile", "max-autotune") if name in ms), default=None)
     shape = result["shape"]
     what = f"{shape['sequences']} x {shape['length']}, head sizes {shape['d_s']}/{shape['d_t']}"
-    if result["op"] == "hidden_mse":
+    if result["op"].startswith("hidden"):
         rows = shape["sequences"] * shape["length"]
         what = f"{shape['layers']} x {rows:,} rows, {12 * shape['d_s']} -> {12 * shape['d_t']}"
     if result["op"] == "soft_cross_entropy":
         what = f"{shape['sequences']:,} rows, {shape['classes']:,} classes"
     way = ours_name.partition(", ")[2]
     name, floor_ms = floor(result, machine)
+    in_graphs = f" ({speedup(result, 'graph')} as CUDA graphs)" if times(result, "graph") else ""
     cells = [
         f"`{result['op']}`{f' ({way})' if way else ''}",
         what,
         _ms(ms.get("eager")),
         _ms(compiled),
         _ms(ours),
-        speedup(result),
+        speedup(result) + in_graphs,
         f"{_mib(mib.get(ours_name))} / {_mib(least(mib, ours=False))}",
         f"{_ms(floor_ms)} ({name}), {share(result, machine)}",
     ]

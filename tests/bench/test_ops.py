@@ -19,7 +19,7 @@ from fastdistill_kernels.specs import SPECS
 SMALL = Shape((4, 4, 4), heads=2, head_dim_s=8, head_dim_t=16, layers=1, classes=5)
 LARGER = Shape((8, 8), heads=2, head_dim_s=8, head_dim_t=16, layers=1, classes=7)
 LIMITS = {"copy_bytes_per_s": 1e9, "flops_per_s": 1e12}
-BY_NAME = {spec.name: spec for spec in SPECS if spec.name in EAGER}
+BY_NAME = {spec.name: spec for spec in SPECS}
 HIDDEN = BY_NAME["hidden_mse"]
 each_spec = pytest.mark.parametrize("spec", BY_NAME.values(), ids=lambda spec: spec.name)
 
@@ -197,19 +197,73 @@ def test_no_shape_is_begun_after_the_limit(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "ops.json").exists()
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_max_autotune_is_compiled_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def full_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> list[Shape]:
+    """All shapes of an op on a GPU."""
     monkeypatch.undo()
-    tuned = {
-        spec.name: [
-            "max-autotune" in ops.implementations(spec, shape, "cuda") for shape in ops.shapes(spec, "cuda", False)
-        ]
-        for spec in BY_NAME.values()
-    }
-    assert tuned.pop("hidden_mse") == [True] * 3
-    assert tuned.pop("soft_cross_entropy") == [True] * 4
-    # the longest sequence's maps fit nowhere; head sizes come one after another
-    assert list(tuned.values()) == [[True] * 5 + [False] * 13] * 3
+    return ops.shapes(BY_NAME[name], "cuda", False)
+
+
+def test_shapes_that_matter_most_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("attention_score_mse", "attention_prob_mse", "attention_kl"):
+        first = [(s.lengths, s.head_dim_s, s.head_dim_t) for s in full_grid(name, monkeypatch)[:4]]
+        assert first == [((n,) * b, 26, 64) for b, n in ((32, 512), (32, 128), (4, 8192), (1, 32768))]
+    for name in ("hidden_mse", "hidden_normalized", "hidden_cosine"):
+        grid = full_grid(name, monkeypatch)
+        rows = [(s.tokens, s.hidden_size_s, s.hidden_size_t, s.layers) for s in grid]
+        assert rows == [(n, d, 768, 5) for d in (312, 384, 768) for n in (32768, 4096)]
+    first, *rest = full_grid("soft_cross_entropy", monkeypatch)
+    assert (len(first.lengths), first.classes) == (8192, 30522)
+    assert {s.classes for s in rest} == {2, 77, 128256}
+
+
+@each_spec
+def test_quick_shapes_are_small(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = full_grid(spec.name, monkeypatch)
+    quick = ops.shapes(spec, "cuda", True)
+    assert len(quick) == 2
+    assert all(shape in grid and (shape.tokens == 4096 or shape.classes <= 77) for shape in quick)
+
+
+@each_spec
+def test_max_autotune_is_tried_where_it_matters(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, modes = full_grid(spec.name, monkeypatch), set()
+
+    def compiled(function: Any, dynamic: bool, mode: str | None = None) -> Any:
+        modes.add(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    tuned = ["max-autotune" in ops.implementations(spec, shape, "cuda") for shape in grid]
+    if spec.name.startswith("attention"):  # the maps of the longest sequence fit nowhere
+        assert tuned == [*[True] * 3, False, *[True] * 2] + 2 * [*[True] * 2, *[False] * 4]
+    else:
+        assert all(tuned)
+    (mode,) = modes - {None}
+    options = torch._inductor.list_mode_options(mode)
+    assert options["max_autotune"]
+    assert not options.get("triton.cudagraphs"), "inputs would be copied in every call"
+
+
+def test_both_passes_of_all_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "captured", lambda call: call)
+    names = ("eager", "compile", "max-autotune", "ours, tiled", "ours, gram", "liger")
+    calls: Any = {(name, what): lambda: print for name in names for what in ("both", "forward", "backward")}
+    assert ops.graphs(calls, {}) == {(name, "graph"): print for name in names}
+    replayed = {s.lengths for s in full_grid("attention_score_mse", monkeypatch) if s.pairs <= ops.LAUNCH_BOUND}
+    assert replayed == {(128,) * 32, (128,) * 256, (512,) * 32}
+
+
+def test_the_loss_of_liger_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = measure(HIDDEN, monkeypatch, liger=lambda **inputs: 1 + HIDDEN.op(**inputs), ours=HIDDEN.op)
+    assert result["error"]["liger"].keys() == set(HIDDEN.differentiable)
+    assert result["error"]["ours"].keys() == {"loss", *HIDDEN.differentiable}
+    assert max(result["error"]["liger"].values()) < 1e-4
+
+
+def test_memory_of_all_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("eager", "compile", "max-autotune", "ours")
+    result = measure(HIDDEN, monkeypatch, **dict.fromkeys(names, HIDDEN.op))
+    assert result["peak_mib"].keys() == set(names)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -219,7 +273,5 @@ def test_on_a_gpu_small_shapes_are_replayed_too(name: str, monkeypatch: pytest.M
     monkeypatch.undo()
     result = ops.measure(BY_NAME[name], SMALL, "cuda", torch.bfloat16, 2)
     assert result["failed"] == {}
-    for implementation, ms in result["ms"].items():
-        replayed = {"graph"} if implementation not in ("max-autotune", "liger") else set()
-        assert ms.keys() == {"forward", "backward", "both"} | replayed
+    assert all(ms.keys() == {"forward", "backward", "both", "graph"} for ms in result["ms"].values())
     assert result["error"].keys() == result["ms"].keys()

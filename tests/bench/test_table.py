@@ -52,6 +52,15 @@ RESULT = {
 }
 
 
+REPLAYED = {
+    **RESULT,
+    "op": "hidden_cosine",
+    "shape": {"sequences": 32, "length": 128, "heads": 12, "d_s": 26, "d_t": 64, "layers": 5, "classes": 2},
+    "ms": {"eager": {"both": 4.0, "graph": 3.0}, "ours": {"both": 4.0, "graph": 2.0}},
+    "failed": {"compile, both": "no memory"},
+}
+
+
 MACHINE = {"device": "GPU", "torch": "2", "copy_bytes_per_s": 2e5, "flops_per_s": 1e6}
 
 
@@ -73,6 +82,12 @@ def test_row_of_an_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_row_of_an_op_that_was_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ops_table(REPLAYED, tmp_path, monkeypatch)[4]
+    assert "| `hidden_cosine` | 5 x 4,096 rows, 312 -> 768 |" in row
+    assert "| 4.00 ms | 1.0x (1.5x as CUDA graphs) |" in row
+
+
 def test_row_of_an_op_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = {**RESULT, "ms": {"eager": {"forward": 1.0}}, "peak_mib": {}}
     assert "| - | - | - | - | - / - | 2.00 ms (flops), - |" in ops_table(broken, tmp_path, monkeypatch)[4]
@@ -91,3 +106,8 @@ def test_line_of_a_measurement() -> None:
         "8x512 26/64          1.0x  eager 30.000 (2e-03)  compile 16.000  max-autotune 4.000  ours, tiled 5.000  "
         "ours, gram 4.000 (nan)  floors 0.500 for bytes, 2.000 for flops: 50 %"
     )
+
+
+def test_line_of_a_measurement_that_was_replayed() -> None:
+    _, *rest = line(REPLAYED, MACHINE).splitlines()
+    assert rest == ["  as CUDA graphs: 1.5x  eager 3.000  ours 2.000", "  compile, both: no memory"]

@@ -76,6 +76,60 @@ def test_only_the_call_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert log == ["ready", "clock", "call", "clock"]
 
 
+class Gpu:
+    """Two clocks: the host's, and when the GPU will be done with what it was given. Its cache is cold after a flush."""
+
+    def __init__(self) -> None:
+        self.host_ms = self.gpu_ms = 0.0
+        self.cold = False
+
+    def launch(self, ms: float, host_ms: float = 0.01) -> None:
+        self.host_ms += host_ms
+        self.gpu_ms = max(self.gpu_ms, self.host_ms) + ms
+
+    def zero_(self) -> None:
+        self.launch(0.05)
+        self.cold = True
+
+    def synchronize(self) -> None:
+        self.host_ms = max(self.host_ms, self.gpu_ms)
+
+    def Event(self, enable_timing: bool) -> Any:  # noqa: N802
+        gpu = self
+
+        class Event:
+            def record(self) -> None:
+                gpu.launch(0)
+                self.ms = gpu.gpu_ms
+
+            def elapsed_time(self, end: Any) -> float:
+                assert gpu.host_ms >= end.ms, "nobody waited for the end"
+                return float(end.ms - self.ms)
+
+        return Event()
+
+
+@pytest.mark.parametrize(("launching_ms", "expected"), [(0.4, 0.1), (10, 7.97)])
+def test_on_a_gpu_the_hosts_time_is_left_out(
+    launching_ms: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what exceeds the time that the GPU is kept waiting."""
+    gpu = Gpu()
+    for name in ("synchronize", "Event"):
+        monkeypatch.setattr(torch.cuda, name, getattr(gpu, name))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: gpu.launch(cycles / 2e6))  # at 2 GHz
+    monkeypatch.setattr("bench.timing._l2_filler", lambda: gpu)
+    cold: list[bool] = []
+
+    def call() -> None:
+        cold.append(gpu.cold)
+        gpu.launch(0.1, launching_ms)
+        gpu.cold = False
+
+    assert [timed(lambda: call, "cuda") for _ in range(2)] == pytest.approx([expected] * 2, abs=0.01)
+    assert cold == [True, True]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_backward_pass_of_a_compiled_loss() -> None:
     """Compiled backward passes may give their buffers away: each is run once."""
