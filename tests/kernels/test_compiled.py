@@ -57,6 +57,7 @@ def compiled(call: Callable[[], Any], target: GPUTarget, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patched:
         patched.setattr(driver, "_active", Driver(target))
+        patched.setattr(torch.version, "hip", "7.0" if target.backend == "hip" else None)
         patched.setattr(JITFunction, "run", compile_only)
         call()
     return found
@@ -108,7 +109,7 @@ def hidden_states(dtype: torch.dtype, d_s: int, d_t: int, layers: int, lengths: 
 def soft_labels(dtype: torch.dtype, d_s: int, d_t: int, layers: int, lengths: tuple[int, ...] = (1, 1, 1)) -> None:
     rows = len(lengths)
     for classes in (2, 30522):
-        z_s, z_t = torch.zeros(2, rows, classes, dtype=dtype)
+        z_s, z_t = (torch.zeros(rows, classes, dtype=dtype) for _ in range(2))
         labels = torch.zeros(rows, dtype=torch.int64)
         for optional in ((labels, labels, torch.zeros(rows)), (None, None, None)):
             numbers = soft.SoftLabels(classes, -100, 2.0, 2.0, 4.0, 1.0, 0.5)
