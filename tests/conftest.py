@@ -1,4 +1,4 @@
-"""Tests run offline, as a user without a model hub would."""
+"""Tests run offline, as a user without a model hub would; those of the kernels need torch and Triton alone."""
 
 import os
 
@@ -9,19 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from fastdistill import run
-from tests.tiny import make_world, tiny_recipe
-
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of the miniature job."""
+    from tests.tiny import make_world
+
     return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
 def done(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output directory of a finished run; tests leave it as it is."""
+    from fastdistill import run
+    from tests.tiny import tiny_recipe
+
     out = tmp_path_factory.mktemp("done") / "out"
     run(tiny_recipe(world, out))
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from on_device import arange, tensor
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -20,4 +20,4 @@ def padded_scores(a: Tensor, b: Tensor, lengths: tuple[int, ...]) -> Tensor:
 
 def real_tokens(lengths: tuple[int, ...]) -> Tensor:
     """``(B, max_seqlen)``, False where there is padding."""
-    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return arange(max(lengths)) < tensor(lengths)[:, None]

@@ -6,14 +6,23 @@ Errors are relative RMS against the reference in float64, for the loss and for e
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import eager
 import torch
 from torch import Tensor
 
+from fastdistill_kernels import attention_score_mse
 from fastdistill_kernels.spec import Spec
+from fastdistill_kernels.specs import ATTENTION_SCORE_MSE
 
+TILED, GRAM = (
+    replace(ATTENTION_SCORE_MSE, op=partial(attention_score_mse, algorithm=name)) for name in ("tiled", "gram")
+)
+
+GRAM_BOUND = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 LOSS_SCALE = 1024.0  # without one, eager float16 loses small gradients and the bar would be too low
 HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -25,7 +34,7 @@ def loss_and_gradients(
 
     Gradients of several layers are stacked.
     """
-    leaves = {name: _map(lambda x: x.detach().requires_grad_(), inputs[name]) for name in differentiable}
+    leaves = {name: each(inputs[name], lambda x: x.detach().requires_grad_()) for name in differentiable}
     output = function(**{**inputs, **leaves})
     loss = torch.stack(output).sum() if isinstance(output, tuple) else output
     layers = {name: leaf if isinstance(leaf, tuple) else (leaf,) for name, leaf in leaves.items()}
@@ -40,14 +49,21 @@ def loss_and_gradients(
     return gradients
 
 
-def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`function` of a tensor, or of every layer's."""
-    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+def each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`function` of a tensor, or of every layer's; what is none stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(function, value))
+    return function(value) if isinstance(value, Tensor) else value
+
+
+def sliced(x: Tensor) -> Tensor:
+    """The same rows, each before others in memory, as the queries in a projection to queries, keys and values."""
+    return torch.stack([x, x + 1, x + 2], dim=1)[:, 0]
 
 
 def in_double(inputs: dict[str, Any]) -> dict[str, Any]:
     """The same inputs with floating tensors as float64."""
-    return {k: _map(_to_double, v) if isinstance(v, Tensor | tuple) else v for k, v in inputs.items()}
+    return {name: each(value, _to_double) for name, value in inputs.items()}
 
 
 def _to_double(x: Tensor) -> Tensor:
@@ -65,6 +81,14 @@ def assert_within_twice_eager(
     for name, value in truth.items():
         error, bound = relative_rms(actual[name], value), 2 * relative_rms(in_eager[name], value) + tolerance
         assert error <= bound, f"{name}: relative RMS error {error:.2e}, allowed {bound:.2e}"  # false for NaN too
+
+
+def assert_exact_within(bound: float, spec: Spec, inputs: dict[str, Any]) -> None:
+    """Hold `spec.op` to a bound of its own, where it computes otherwise than eager does."""
+    actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    truth = loss_and_gradients(spec.reference, in_double(inputs), spec.differentiable)
+    errors = {name: relative_rms(actual[name], truth[name]) for name in truth}
+    assert all(error < bound for error in errors.values()), f"relative RMS errors {errors}, allowed {bound:.0e}"
 
 
 def assert_parity(spec: Spec, inputs: dict[str, Any], dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from on_device import DEVICE, ones, tensor, zeros
 from padded import padded_scores, real_tokens
 
 from fastdistill_kernels import attention_prob_mse
@@ -20,16 +21,16 @@ both = pytest.mark.parametrize("function", [attention_prob_mse, reference], ids=
 @both
 def test_by_hand(function: Callable[..., Any]) -> None:
     """Student rows (1/4, 3/4), teacher rows (1/2, 1/2): every entry is off by 1/4."""
-    q_s = torch.ones(2, 1, 1)
-    k_s = torch.tensor([0.0, 3.0]).log1p().sub(torch.tensor([0.0, 1 / 3]).log1p()).view(2, 1, 1)
-    q_t = torch.zeros(2, 1, 4)
-    loss = function(q_s, k_s, q_t, q_t, torch.tensor([0, 2], dtype=torch.int32), 2)
-    torch.testing.assert_close(loss, torch.tensor(1 / 16))
+    q_s = ones(2, 1, 1)
+    k_s = tensor([0.0, 3.0]).log1p().sub(tensor([0.0, 1 / 3]).log1p()).view(2, 1, 1)
+    q_t = zeros(2, 1, 4)
+    loss = function(q_s, k_s, q_t, q_t, tensor([0, 2], dtype=torch.int32), 2)
+    torch.testing.assert_close(loss, tensor(1 / 16))
 
 
 @both
 def test_padded_is_the_mean_over_padded_maps(function: Callable[..., Any]) -> None:
-    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16))
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16), device=DEVICE)
     rows = real_tokens(LENGTHS)[:, None, :, None]
     probs_s = padded_scores(inputs["q_s"], inputs["k_s"], LENGTHS).softmax(-1) * rows
     probs_t = padded_scores(inputs["q_t"], inputs["k_t"], LENGTHS).softmax(-1) * rows
@@ -42,7 +43,7 @@ def test_padded_is_the_mean_over_padded_maps(function: Callable[..., Any]) -> No
 
 @both
 def test_scale_sharpens_a_side(function: Callable[..., Any]) -> None:
-    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=8))
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=8), device=DEVICE)
     twice = {**inputs, "q_s": 2 * inputs["q_s"]}
     torch.testing.assert_close(function(**inputs, scale_s=2 * 8**-0.5), function(**twice))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from on_device import DEVICE, full, tensor
 from padded import padded_scores
 from parity import in_double, loss_and_gradients, relative_rms
 
@@ -23,19 +24,19 @@ both = pytest.mark.parametrize("function", [attention_score_mse, gram, reference
 @both
 def test_by_hand(function: Callable[..., Any]) -> None:
     """Two tokens, one head of size 1 and 4: scores 1, 2, 2, 4 against 1, 1, 1, 1."""
-    q_s = torch.tensor([1.0, 2.0]).view(2, 1, 1)
-    q_t = torch.full((2, 1, 4), 0.5**0.5)
-    cu_seqlens = torch.tensor([0, 2], dtype=torch.int32)
+    q_s = tensor([1.0, 2.0]).view(2, 1, 1)
+    q_t = full((2, 1, 4), 0.5**0.5)
+    cu_seqlens = tensor([0, 2], dtype=torch.int32)
     loss = function(q_s, q_s, q_t, q_t, cu_seqlens, 2)
-    torch.testing.assert_close(loss, torch.tensor((0.0 + 1 + 1 + 9) / 4))
+    torch.testing.assert_close(loss, tensor((0.0 + 1 + 1 + 9) / 4))
     loss = function(q_s, q_s, q_t, q_t, cu_seqlens, 2, scale_s=2.0, scale_t=0.0)
-    torch.testing.assert_close(loss, torch.tensor((4.0 + 16 + 16 + 64) / 4))
+    torch.testing.assert_close(loss, tensor((4.0 + 16 + 16 + 64) / 4))
 
 
 @both
 def test_padded_is_a_mean_over_padded_maps(function: Callable[..., Any]) -> None:
     """TinyBERT's code sets masked scores to 0 on both sides; here the rows of pad queries are 0 too."""
-    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16))
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16), device=DEVICE)
     scores_s = padded_scores(inputs["q_s"], inputs["k_s"], LENGTHS)
     scores_t = padded_scores(inputs["q_t"], inputs["k_t"], LENGTHS)
     scores_s, scores_t = (torch.where(scores <= -1e2, 0.0, scores) for scores in (scores_s, scores_t))
@@ -46,7 +47,7 @@ def test_padded_is_a_mean_over_padded_maps(function: Callable[..., Any]) -> None
 
 @both
 def test_tokens_is_the_mean_over_real_entries(function: Callable[..., Any]) -> None:
-    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16))
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=3, head_dim_s=8, head_dim_t=16), device=DEVICE)
     scores_s = padded_scores(inputs["q_s"], inputs["k_s"], LENGTHS)
     scores_t = padded_scores(inputs["q_t"], inputs["k_t"], LENGTHS)
     entries = [(s[:, :n, :n] - t[:, :n, :n]).square() for s, t, n in zip(scores_s, scores_t, LENGTHS, strict=True)]
@@ -55,7 +56,7 @@ def test_tokens_is_the_mean_over_real_entries(function: Callable[..., Any]) -> N
 
 def test_float16_gradients_keep_what_the_loss_scale_saves() -> None:
     """A gradient below float16's range survives in the op and comes out whole once it is scaled."""
-    inputs = SPEC.inputs(Shape((60,) * 8, heads=2, head_dim_s=8, head_dim_t=8), torch.float16)
+    inputs = SPEC.inputs(Shape((60,) * 8, heads=2, head_dim_s=8, head_dim_t=8), torch.float16, DEVICE)
     inputs |= {name: inputs[name] * 0.05 for name in ("q_s", "k_s", "q_t", "k_t")}
     q_s = inputs["q_s"].requires_grad_()
     (attention_score_mse(**inputs) * 2.0**16).backward()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from on_device import DEVICE, eye, full, ones, randn, tensor, zeros
 from parity import HALF_AND_SINGLE, in_double, loss_and_gradients, relative_rms
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -26,44 +27,44 @@ each_distance = pytest.mark.parametrize("distance", DISTANCES)
 @both
 def test_by_hand(function: Callable[..., Any]) -> None:
     """One token: (1, 2) W^T + b = (3, 4) against (1, 1)."""
-    weight, bias = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([0.0, 2.0])
-    h_s, h_t = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]])
-    torch.testing.assert_close(function(h_s, h_t, weight, bias), torch.tensor((4.0 + 9.0) / 2))
-    torch.testing.assert_close(function(h_s, h_t, weight), torch.tensor((4.0 + 1.0) / 2))
-    torch.testing.assert_close(function(h_s, h_t), torch.tensor((0.0 + 1.0) / 2))
+    weight, bias = tensor([[1.0, 1.0], [0.0, 1.0]]), tensor([0.0, 2.0])
+    h_s, h_t = tensor([[1.0, 2.0]]), tensor([[1.0, 1.0]])
+    torch.testing.assert_close(function(h_s, h_t, weight, bias), tensor((4.0 + 9.0) / 2))
+    torch.testing.assert_close(function(h_s, h_t, weight), tensor((4.0 + 1.0) / 2))
+    torch.testing.assert_close(function(h_s, h_t), tensor((0.0 + 1.0) / 2))
 
 
 @both
 def test_directions_by_hand(function: Callable[..., Any]) -> None:
     """Equal, orthogonal and opposite directions of any length: squared distances 0, 2 and 4, cosines 1, 0 and -1."""
-    h_s = torch.tensor([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
-    h_t = torch.tensor([[5.0, 0.0], [0.0, 7.0], [-9.0, 0.0]])
-    turn = torch.tensor([[0.0, -2.0], [2.0, 0.0]])  # by a right angle, and twice as long
+    h_s = tensor([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
+    h_t = tensor([[5.0, 0.0], [0.0, 7.0], [-9.0, 0.0]])
+    turn = tensor([[0.0, -2.0], [2.0, 0.0]])  # by a right angle, and twice as long
     for states, targets, weight in ((h_s, h_t, None), (h_s, h_t @ turn.mT, turn)):
         squared, cosine = (function(states, targets, weight, distance=d) for d in ("normalized", "cosine"))
-        torch.testing.assert_close(squared, torch.tensor((0.0 + 2.0 + 4.0) / 3))
-        torch.testing.assert_close(cosine, torch.tensor((0.0 + 1.0 + 2.0) / 3))
+        torch.testing.assert_close(squared, tensor((0.0 + 2.0 + 4.0) / 3))
+        torch.testing.assert_close(cosine, tensor((0.0 + 1.0 + 2.0) / 3))
 
 
 @both
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 def test_a_row_of_zeros_is_no_direction(function: Callable[..., Any], dtype: torch.dtype) -> None:
     """Of student or teacher; its gradient is that of a row of length 1."""
-    zeros, ones = torch.zeros(1, 4, dtype=dtype), torch.ones(1, 4, dtype=dtype)
+    nothing, something = zeros(1, 4, dtype=dtype), ones(1, 4, dtype=dtype)
     for distance, factor in (("normalized", 2.0), ("cosine", 1.0)):
-        for h_s, h_t, gradient in ((zeros, ones, -0.5 * factor), (ones, zeros, 0.0)):
+        for h_s, h_t, gradient in ((nothing, something, -0.5 * factor), (something, nothing, 0.0)):
             h_s.requires_grad_().grad = None
             loss = function(h_s, h_t, distance=distance)
             loss.backward()
-            torch.testing.assert_close(loss, torch.tensor(1.0))
-            torch.testing.assert_close(h_s.grad, torch.full_like(ones, gradient))
+            torch.testing.assert_close(loss, tensor(1.0))
+            torch.testing.assert_close(h_s.grad, torch.full_like(something, gradient))
             h_s.requires_grad_(False)
 
 
 @both
 @each_distance
 def test_layers_are_added_up(function: Callable[..., Any], distance: str) -> None:
-    inputs = SPEC.inputs(SHAPE)
+    inputs = SPEC.inputs(SHAPE, device=DEVICE)
     projection = inputs["weight"], inputs["bias"]
     layers = [
         function(h_s, h_t, *projection, distance=distance)
@@ -74,12 +75,12 @@ def test_layers_are_added_up(function: Callable[..., Any], distance: str) -> Non
 
 @both
 def test_padded_is_the_mean_over_padded_states(function: Callable[..., Any]) -> None:
-    inputs = SPEC.inputs(SHAPE)
+    inputs = SPEC.inputs(SHAPE, device=DEVICE)
     expected = 0.0
     for h_s, h_t in zip(inputs["h_s"], inputs["h_t"], strict=True):
         projected = F.linear(h_s, inputs["weight"], inputs["bias"])
         expected += F.mse_loss(*(pad_sequence(h.split(LENGTHS)) for h in (projected, h_t)))
-    padded: dict[str, Any] = {**inputs, **SHAPE.layout(torch.device("cpu")), "normalize": "padded"}
+    padded: dict[str, Any] = {**inputs, **SHAPE.layout(torch.device(DEVICE)), "normalize": "padded"}
     torch.testing.assert_close(function(**padded), expected)
     torch.testing.assert_close(function(**padded | {"max_seqlen": 80}), expected * max(LENGTHS) / 80)
     real, all_rows = SHAPE.tokens, len(LENGTHS) * max(LENGTHS)
@@ -93,7 +94,7 @@ def test_padded_is_the_mean_over_padded_states(function: Callable[..., Any]) -> 
 @each_distance
 @pytest.mark.parametrize("num_layers", [2, 3])
 def test_a_projection_for_each_layer(function: Callable[..., Any], distance: str, num_layers: int) -> None:
-    inputs = SPEC.inputs(replace(SHAPE, layers=num_layers)) | {"distance": distance}
+    inputs = SPEC.inputs(replace(SHAPE, layers=num_layers), device=DEVICE) | {"distance": distance}
     weights, biases = (tuple(inputs[name] * (n + 1) for n in range(num_layers)) for name in ("weight", "bias"))
     layers = zip(inputs["h_s"], inputs["h_t"], weights, biases, strict=True)
     expected = torch.stack([function(*layer, distance=distance) for layer in layers]).sum()
@@ -106,7 +107,8 @@ def test_a_projection_for_each_layer(function: Callable[..., Any], distance: str
 
 @each_distance
 def test_without_a_projection_or_a_bias(distance: str) -> None:
-    inputs = SPEC.inputs(Shape(LENGTHS, heads=2, head_dim_s=8, head_dim_t=8, layers=2)) | {"distance": distance}
+    inputs = SPEC.inputs(Shape(LENGTHS, heads=2, head_dim_s=8, head_dim_t=8, layers=2), device=DEVICE)
+    inputs |= {"distance": distance}
     for left in ({"h_s", "h_t", "distance"}, {"h_s", "h_t", "weight", "distance"}):
         some = {name: value for name, value in inputs.items() if name in left}
         wanted = tuple(name for name in SPEC.differentiable if name in left)
@@ -118,18 +120,18 @@ def test_without_a_projection_or_a_bias(distance: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_projects_in_its_dtype_and_compares_in_float32(dtype: torch.dtype) -> None:
     """States that differ by less than bfloat16 can resolve: the loss must not be rounded to it."""
-    h_t = torch.full((64, 8), 100.0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    h_t = full((64, 8), 100.0)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         loss = hidden_mse((h_t + 0.5).to(dtype), h_t + 0.25)
-        projected = hidden_mse(h_t.to(dtype), h_t + 0.25, torch.eye(8) * (1 + 2**-10))  # 1 in bfloat16
+        projected = hidden_mse(h_t.to(dtype), h_t + 0.25, eye(8) * (1 + 2**-10))  # 1 in bfloat16
     assert loss.dtype == projected.dtype == torch.float32
     assert loss == 0.25**2
     assert projected == 0.25**2
 
 
 def test_autocast_leaves_states_alone_that_are_not_projected() -> None:
-    h_s, h_t = (0.25 + 2**-10) * torch.ones(64, 8, requires_grad=True), torch.zeros(64, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    h_s, h_t = (0.25 + 2**-10) * ones(64, 8, requires_grad=True), zeros(64, 8)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         (gradient,) = torch.autograd.grad(hidden_mse(h_s, h_t), h_s)
     torch.testing.assert_close(gradient, 2 * h_s.detach() / h_s.numel(), rtol=1e-6, atol=0)
 
@@ -137,7 +139,7 @@ def test_autocast_leaves_states_alone_that_are_not_projected() -> None:
 @each_distance
 @pytest.mark.parametrize("only", SPEC.differentiable)
 def test_gradient_of_one_input_alone(distance: str, only: str) -> None:
-    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
+    inputs = SPEC.inputs(SHAPE, device=DEVICE) | {"distance": distance}
     every, alone = (loss_and_gradients(hidden_mse, inputs, names) for names in (SPEC.differentiable, (only,)))
     torch.testing.assert_close(alone, {"loss": every["loss"], only: every[only]}, rtol=0, atol=0)
 
@@ -145,7 +147,7 @@ def test_gradient_of_one_input_alone(distance: str, only: str) -> None:
 @each_distance
 def test_states_of_any_stride(distance: str) -> None:
     """Of unlike strides in one call, and with elements that lie apart."""
-    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
+    inputs = SPEC.inputs(SHAPE, device=DEVICE) | {"distance": distance}
     expected = loss_and_gradients(hidden_mse, inputs, SPEC.differentiable)
     for ways in ((_first_half, torch.clone, _first_half), (_every_second,) * 3):
         views = {name: tuple(way(x) for way, x in zip(ways, inputs[name], strict=True)) for name in ("h_s", "h_t")}
@@ -162,14 +164,15 @@ def _every_second(x: Tensor) -> Tensor:
 
 @each_distance
 def test_the_loss_is_the_same_without_gradients(distance: str) -> None:
-    for layers in (SPEC.inputs(SHAPE), SPEC.inputs(Shape(LENGTHS, heads=1, head_dim_s=8, head_dim_t=8))):
+    for shape in (SHAPE, Shape(LENGTHS, heads=1, head_dim_s=8, head_dim_t=8)):
+        layers = SPEC.inputs(shape, device=DEVICE)
         expected = hidden_mse(**layers, distance=distance)
         layers["weight"].requires_grad_()
         torch.testing.assert_close(hidden_mse(**layers, distance=distance).detach(), expected, rtol=0, atol=0)
 
 
 def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
-    inputs = SPEC.inputs(SHAPE, torch.bfloat16)
+    inputs = SPEC.inputs(SHAPE, torch.bfloat16, DEVICE)
     inputs |= {name: inputs[name].float() for name in ("weight", "bias")}
     actual, expected = (loss_and_gradients(f, inputs, SPEC.differentiable) for f in (hidden_mse, reference))
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.002)
@@ -177,7 +180,7 @@ def test_parameters_of_another_dtype_get_gradients_in_theirs() -> None:
 
 @each_distance
 def test_parameters_of_any_stride(distance: str) -> None:
-    inputs = SPEC.inputs(SHAPE) | {"distance": distance}
+    inputs = SPEC.inputs(SHAPE, device=DEVICE) | {"distance": distance}
     views = inputs | {
         "weight": inputs["weight"].mT.contiguous().mT,
         "bias": torch.stack([inputs["bias"], inputs["bias"] + 1], dim=1)[:, 0],
@@ -190,8 +193,8 @@ def test_parameters_of_any_stride(distance: str) -> None:
 @pytest.mark.parametrize("size", [0.03, 1.0, 300.0])
 def test_directions_of_small_and_large_states_in_float16(distance: str, size: float) -> None:
     """Their gradients shrink as the states grow, but not below what float16 can hold."""
-    h_s, h_t = torch.randn(2, 8, 192)
-    inputs = {"h_s": (size * h_s).half(), "h_t": h_t.half(), "weight": torch.eye(192).half(), "distance": distance}
+    h_s, h_t = randn(2, 8, 192)
+    inputs = {"h_s": (size * h_s).half(), "h_t": h_t.half(), "weight": eye(192).half(), "distance": distance}
     actual = loss_and_gradients(hidden_mse, inputs, ("h_s", "weight"))
     truth = loss_and_gradients(reference, in_double(inputs), ("h_s", "weight"))
     assert {name: relative_rms(actual[name], truth[name]) < 2e-3 for name in truth} == dict.fromkeys(truth, True)

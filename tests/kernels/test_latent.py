@@ -10,6 +10,7 @@ import torch
 from graphs import assert_replays
 from torch import Tensor
 
+pytest.importorskip("transformers")
 from fastdistill.batch import Batch
 from fastdistill.losses.objective import Objective
 from fastdistill.models.capture import Captured

@@ -1,4 +1,4 @@
-"""What holds for every op: agreement with its reference in every dtype, in any shape, and a rule that can say no."""
+"""What holds for every op: agreement with its reference in every dtype, and a rule that can say no."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import eager
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from on_device import DEVICE, tensor
 from parity import (
     HALF_AND_SINGLE,
     LOSS_SCALE,
@@ -21,13 +20,11 @@ from parity import (
 )
 from torch import Tensor
 
-from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SPECS, SOFT_CROSS_ENTROPY, SPECS
 
 RAGGED = Shape((1, 2, 2, 5, 17, 33), heads=2, head_dim_s=26, head_dim_t=64, layers=2, classes=7)
 SMALL = Shape((3, 3, 1, 2), heads=2, head_dim_s=3, head_dim_t=5, layers=2, classes=3)
-HEAD_DIMS = (8, 16, 24, 26, 32, 48, 64)
 
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 each_dtype = pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
@@ -42,37 +39,14 @@ def tensors(value: Any) -> tuple[Tensor, ...]:
 @each_spec
 @each_dtype
 def test_op_errs_at_most_twice_as_much_as_eager(spec: Spec, dtype: torch.dtype) -> None:
-    assert_parity(spec, spec.inputs(RAGGED, dtype), dtype)
-
-
-# the interpreter takes milliseconds for every program of a grid
-EXAMPLES, MOST_SEQUENCES, HEADS = (5, 3, st.sampled_from((1, 2, 12))) if INTERPRETED else (15, 6, st.integers(1, 12))
-
-
-@each_spec
-@settings(deadline=None, max_examples=EXAMPLES, derandomize=True)
-@given(
-    shape=st.builds(
-        Shape,
-        lengths=st.lists(st.integers(1, 70), min_size=1, max_size=MOST_SEQUENCES).map(tuple),
-        heads=HEADS,
-        head_dim_s=st.sampled_from(HEAD_DIMS),
-        head_dim_t=st.sampled_from(HEAD_DIMS),
-        layers=st.integers(1, 3),
-        classes=st.integers(2, 40),
-    ),
-    dtype=st.sampled_from(HALF_AND_SINGLE),
-    seed=st.integers(0, 1000),
-)
-def test_parity_in_any_shape(spec: Spec, shape: Shape, dtype: torch.dtype, seed: int) -> None:
-    assert_parity(spec, spec.inputs(shape, dtype, seed=seed), dtype)
+    assert_parity(spec, spec.inputs(RAGGED, dtype, DEVICE), dtype)
 
 
 @each_spec
 @each_dtype
 @pytest.mark.parametrize("corrupt", [torch.zeros_like, torch.neg, lambda x: 1.02 * x], ids=["zero", "sign", "2%"])
 def test_rule_refuses_a_wrong_gradient(spec: Spec, dtype: torch.dtype, corrupt: Callable[[Tensor], Tensor]) -> None:
-    inputs = spec.inputs(RAGGED, dtype)
+    inputs = spec.inputs(RAGGED, dtype, DEVICE)
     in_eager = loss_and_gradients(getattr(eager, spec.name), inputs, spec.differentiable)
     truth = loss_and_gradients(spec.reference, in_double(inputs), spec.differentiable)
     actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
@@ -97,7 +71,7 @@ def test_reference_gradient_is_its_derivative(spec: Spec) -> None:
 
 @each_spec
 def test_float64_op_is_its_reference(spec: Spec) -> None:
-    inputs = in_double(spec.inputs(RAGGED))
+    inputs = in_double(spec.inputs(RAGGED, device=DEVICE))
     actual, expected = (loss_and_gradients(f, inputs, spec.differentiable) for f in (spec.op, spec.reference))
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-15)
 
@@ -105,7 +79,7 @@ def test_float64_op_is_its_reference(spec: Spec) -> None:
 @each_spec
 @each_dtype
 def test_two_runs_are_bitwise_equal(spec: Spec, dtype: torch.dtype) -> None:
-    inputs = spec.inputs(RAGGED, dtype)
+    inputs = spec.inputs(RAGGED, dtype, DEVICE)
     first, second = (loss_and_gradients(spec.op, inputs, spec.differentiable) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
@@ -113,17 +87,18 @@ def test_two_runs_are_bitwise_equal(spec: Spec, dtype: torch.dtype) -> None:
 @each_spec
 def test_gradients_are_proportional_to_what_arrives(spec: Spec) -> None:
     """Whatever its sign; powers of two round nothing."""
-    inputs = spec.inputs(SMALL)
+    inputs = spec.inputs(SMALL, device=DEVICE)
     leaves = [x.requires_grad_() for name in spec.differentiable for x in tensors(inputs[name])]
     output = spec.op(**inputs)
     loss = sum(output) if isinstance(output, tuple) else output
-    once, *others = (torch.autograd.grad(loss, leaves, torch.tensor(x), retain_graph=True) for x in (1.0, -4.0, 0.0))
+    once, *others = (torch.autograd.grad(loss, leaves, tensor(x), retain_graph=True) for x in (1.0, -4.0, 0.0))
     for factor, gradients in zip((-4.0, 0.0), others, strict=True):
         torch.testing.assert_close(gradients, tuple(factor * x for x in once), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("spec", [*ATTENTION_SPECS, SOFT_CROSS_ENTROPY], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.skipif(DEVICE == "cuda", reason="tensor cores take rounded factors")
 def test_gradients_are_rounded_once(spec: Spec, dtype: torch.dtype) -> None:
     """With all that is folded into them: those of the same values in float32, rounded (all but few ties)."""
 
@@ -131,7 +106,7 @@ def test_gradients_are_rounded_once(spec: Spec, dtype: torch.dtype) -> None:
         output = spec.op(**values)
         return 0.3 * (sum(output) if isinstance(output, tuple) else output)
 
-    inputs = spec.inputs(RAGGED, dtype)
+    inputs = spec.inputs(RAGGED, dtype, DEVICE)
     single = {k: tuple(x.float() for x in v) if isinstance(v, tuple) else v for k, v in inputs.items()}
     single |= {k: v.float() for k, v in single.items() if isinstance(v, Tensor) and v.is_floating_point()}
     actual, expected = (loss_and_gradients(loss, values, spec.differentiable) for values in (inputs, single))
@@ -143,7 +118,7 @@ def test_gradients_are_rounded_once(spec: Spec, dtype: torch.dtype) -> None:
 @each_spec
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_large_values_stay_finite(spec: Spec, dtype: torch.dtype) -> None:
-    inputs = spec.inputs(RAGGED, dtype)
+    inputs = spec.inputs(RAGGED, dtype, DEVICE)
     for value in inputs.values():
         for x in tensors(value):
             x.copy_(torch.full_like(x, 1e4).copysign(x))
@@ -151,10 +126,23 @@ def test_large_values_stay_finite(spec: Spec, dtype: torch.dtype) -> None:
         assert value.isfinite().all()
 
 
+@pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)  # eager's leave float16
+def test_scores_of_ten_thousand(spec: Spec, dtype: torch.dtype) -> None:
+    """Where a softmax sees hardly more than one of them, and a number's last bit is a thousandth."""
+    inputs = spec.inputs(Shape((33, 70), heads=2, head_dim_s=32, head_dim_t=64), dtype, DEVICE)
+    for value in inputs.values():
+        for x in tensors(value):
+            x.mul_(50.0)
+    a_s, b_s = (tensors(inputs[name])[0][:33, 0].float() for name in spec.differentiable)
+    assert (a_s @ b_s.T).abs().max() * 32**-0.5 > 1e4
+    assert_parity(spec, inputs, dtype)
+
+
 @each_spec
 def test_one_token_and_no_token(spec: Spec) -> None:
-    assert_parity(spec, spec.inputs(Shape((1,))), torch.float32)
-    empty = loss_and_gradients(spec.op, spec.inputs(Shape(())), spec.differentiable)
+    assert_parity(spec, spec.inputs(Shape((1,)), device=DEVICE), torch.float32)
+    empty = loss_and_gradients(spec.op, spec.inputs(Shape(()), device=DEVICE), spec.differentiable)
     for name, value in empty.items():
         assert not value.any(), name  # false for NaN as well as for any value but 0
 
@@ -162,7 +150,7 @@ def test_one_token_and_no_token(spec: Spec) -> None:
 @each_spec
 @pytest.mark.parametrize("way", ["op", "reference"])
 def test_teacher_receives_no_gradient(spec: Spec, way: str) -> None:
-    inputs = spec.inputs(SMALL)
+    inputs = spec.inputs(SMALL, device=DEVICE)
     for value in inputs.values():
         for x in tensors(value):
             x.requires_grad_()
@@ -191,7 +179,7 @@ MIXED = [
 @pytest.mark.parametrize(("student", "teacher"), MIXED, ids=str)
 def test_teacher_of_another_dtype(spec: Spec, student: torch.dtype, teacher: torch.dtype) -> None:
     """The student's decides how exact the result is."""
-    inputs, others = spec.inputs(SMALL, student), spec.inputs(SMALL, teacher)
+    inputs, others = spec.inputs(SMALL, student, DEVICE), spec.inputs(SMALL, teacher, DEVICE)
     inputs |= {name: x for name, x in others.items() if name.endswith("_t") or name == "teacher_logits"}
     actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
     truth = loss_and_gradients(spec.reference, in_double(inputs), spec.differentiable)
@@ -206,7 +194,7 @@ def test_compiles_as_one_graph_for_all_shapes(spec: Spec) -> None:
     torch.compiler.reset()
     compiled = torch.compile(spec.op, fullgraph=True, backend="aot_eager", dynamic=True)
     for n, lengths in enumerate([(3, 3, 7), (2, 5, 9, 9), (40, 2)]):
-        inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=8, head_dim_t=16, layers=2))
+        inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=8, head_dim_t=16, layers=2), device=DEVICE)
         with torch.compiler.set_stance("fail_on_recompile" if n else "default"):
             actual = loss_and_gradients(compiled, inputs, spec.differentiable)
         torch.testing.assert_close(actual, loss_and_gradients(spec.op, inputs, spec.differentiable))

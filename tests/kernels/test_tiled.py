@@ -6,16 +6,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients
+from on_device import DEVICE, KERNELS_RUN, tensor, zeros
+from parity import GRAM, HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients, sliced
 from torch import Tensor
 
-from fastdistill_kernels import attention_score_mse
 from fastdistill_kernels.attention import op, tiled
 from fastdistill_kernels.attention_score_mse import joined
 from fastdistill_kernels.attention_score_mse.op import _gram_pays_on_a_gpu
@@ -36,10 +35,10 @@ def operands(inputs: dict[str, Any]) -> list[Tensor]:
 
 @each_spec
 def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
-    inputs = spec.inputs(RAGGED)
+    inputs = spec.inputs(RAGGED, device=DEVICE)
     order = (3, 0, 4, 1, 2)
     parts = {k: v.split(RAGGED.lengths) for k, v in inputs.items() if k not in ("cu_seqlens", "max_seqlen")}
-    shuffled = Shape(tuple(RAGGED.lengths[b] for b in order), RAGGED.heads).layout(torch.device("cpu"))
+    shuffled = Shape(tuple(RAGGED.lengths[b] for b in order), RAGGED.heads).layout(torch.device(DEVICE))
     shuffled |= {k: torch.cat([v[b] for b in order]) for k, v in parts.items()}
     actual, expected = (loss_and_gradients(spec.op, i, spec.differentiable) for i in (shuffled, inputs))
     for name in spec.differentiable:
@@ -51,17 +50,12 @@ def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 def test_rows_of_several_blocks(spec: Spec, dtype: torch.dtype) -> None:
     """Rows that no tile holds whole."""
-    assert_parity(spec, spec.inputs(Shape((129, 3, 200), heads=1, head_dim_s=26, head_dim_t=64), dtype), dtype)
+    assert_parity(spec, spec.inputs(Shape((129, 3, 200), heads=1, head_dim_s=26, head_dim_t=64), dtype, DEVICE), dtype)
 
 
-GRAM = replace(ATTENTION_SCORE_MSE, op=partial(attention_score_mse, algorithm="gram"))
 each_algorithm = pytest.mark.parametrize(
     "spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"]
 )
-
-
-def sliced(x: Tensor) -> Tensor:
-    return torch.stack([x, x + 1, x + 2], dim=1)[:, 0]
 
 
 def transposed(x: Tensor) -> Tensor:
@@ -77,7 +71,7 @@ def spread(x: Tensor) -> Tensor:
 def test_views_of_any_stride(spec: Spec, dtype: torch.dtype) -> None:
     """q and k as slices of one (T, 3, heads, d) tensor, as (heads, T, d) seen through a transpose, or one of each."""
 
-    inputs = spec.inputs(RAGGED, dtype)
+    inputs = spec.inputs(RAGGED, dtype, DEVICE)
     expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
     for ways in ((sliced, sliced, transposed, transposed), (sliced, transposed, transposed, sliced)):
         views = inputs | {name: way(inputs[name]) for name, way in zip(inputs, ways, strict=False)}
@@ -89,7 +83,7 @@ def test_views_of_any_stride(spec: Spec, dtype: torch.dtype) -> None:
 @each_algorithm
 def test_layers_of_unlike_strides(spec: Spec) -> None:
     """One launch cannot take them as they are, nor heads whose elements lie apart."""
-    inputs = spec.inputs(replace(RAGGED, layers=2))
+    inputs = spec.inputs(replace(RAGGED, layers=2), device=DEVICE)
     expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
     for ways in ((sliced, transposed), (spread, spread)):
         views = {name: tuple(way(x) for way, x in zip(ways, inputs[name], strict=True)) for name in list(inputs)[:4]}
@@ -100,7 +94,7 @@ def test_layers_of_unlike_strides(spec: Spec) -> None:
 @each_spec
 def test_gradients_reach_both_uses_of_one_tensor(spec: Spec) -> None:
     """The value relation passes v twice: its gradient is the sum of both."""
-    inputs = spec.inputs(RAGGED)
+    inputs = spec.inputs(RAGGED, device=DEVICE)
     v_s, _, v_t, *_ = inputs
 
     def relation(function: Any, values: dict[str, Any]) -> dict[str, Tensor]:
@@ -118,7 +112,7 @@ def test_gradients_reach_both_uses_of_one_tensor(spec: Spec) -> None:
 @each_spec
 @pytest.mark.parametrize("only", [0, 1])
 def test_gradient_of_one_operand_alone(spec: Spec, only: int) -> None:
-    inputs, name = spec.inputs(RAGGED), spec.differentiable[only]
+    inputs, name = spec.inputs(RAGGED, device=DEVICE), spec.differentiable[only]
     both = loss_and_gradients(spec.op, inputs, spec.differentiable)
     alone = loss_and_gradients(spec.op, inputs, (name,))
     torch.testing.assert_close(alone, {"loss": both["loss"], name: both[name]}, rtol=0, atol=0)
@@ -185,10 +179,10 @@ def test_memory_grows_with_tokens_not_with_maps() -> None:
 @pytest.mark.parametrize("with_grads", [True, False])
 def test_registration(spec: Spec, algorithm: str, with_grads: bool) -> None:
     """In bfloat16, where a result of another dtype than it should have is seen."""
-    layers = [list(x) for x in operands(spec.inputs(replace(RAGGED, layers=2), torch.bfloat16))]
+    layers = [list(x) for x in operands(spec.inputs(replace(RAGGED, layers=2), torch.bfloat16, DEVICE))]
     for x in (*layers[0], *layers[1]):
         x.requires_grad_(with_grads)
-    cu_seqlens, max_seqlen = RAGGED.layout(torch.device("cpu")).values()
+    cu_seqlens, max_seqlen = RAGGED.layout(torch.device(DEVICE)).values()
     op = getattr(torch.ops.fastdistill, spec.name).default
     arguments = (*layers, cu_seqlens, max_seqlen, 0.3, 0.2, "tokens", algorithm, with_grads)
     torch.library.opcheck(op, arguments)
@@ -197,7 +191,7 @@ def test_registration(spec: Spec, algorithm: str, with_grads: bool) -> None:
     if with_grads:
         detached = [[x.detach() for x in layer] for layer in layers]
         backward = getattr(torch.ops.fastdistill, f"{spec.name}_backward").default
-        torch.library.opcheck(backward, (torch.tensor(2.0), *detached, *arguments[4:8], algorithm, *outputs[1:]))
+        torch.library.opcheck(backward, (tensor(2.0), *detached, *arguments[4:8], algorithm, *outputs[1:]))
 
 
 @cpu_path
@@ -222,9 +216,9 @@ def test_no_gradient_is_made_when_none_is_wanted(spec: Spec, monkeypatch: pytest
 
 @each_spec
 def test_autocast_does_not_lower_the_arithmetic(spec: Spec) -> None:
-    inputs = spec.inputs(RAGGED)
+    inputs = spec.inputs(RAGGED, device=DEVICE)
     expected, definition = loss_and_gradients(spec.op, inputs, spec.differentiable), spec.reference(**inputs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
         torch.testing.assert_close(spec.reference(**inputs), definition, rtol=0, atol=0)
@@ -233,7 +227,7 @@ def test_autocast_does_not_lower_the_arithmetic(spec: Spec) -> None:
 @each_spec
 def test_second_derivative_is_refused(spec: Spec) -> None:
     """The saved gradients are constants to autograd, so a second derivative would silently lack a term."""
-    inputs = spec.inputs(RAGGED)
+    inputs = spec.inputs(RAGGED, device=DEVICE)
     leaf = operands(inputs)[0].requires_grad_()
     (gradient,) = torch.autograd.grad(spec.op(**inputs).square(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
@@ -242,8 +236,8 @@ def test_second_derivative_is_refused(spec: Spec) -> None:
 
 @each_spec
 def test_empty_sequences_among_others_change_nothing(spec: Spec) -> None:
-    inputs = spec.inputs(RAGGED)
-    with_gaps = {**inputs, **Shape((0, 2, 7, 0, 7, 7, 12, 0)).layout(torch.device("cpu"))}
+    inputs = spec.inputs(RAGGED, device=DEVICE)
+    with_gaps = {**inputs, **Shape((0, 2, 7, 0, 7, 7, 12, 0)).layout(torch.device(DEVICE))}
     actual, expected = (loss_and_gradients(spec.op, i, spec.differentiable) for i in (with_gaps, inputs))
     torch.testing.assert_close(actual["loss"], expected["loss"])
     torch.testing.assert_close(actual, loss_and_gradients(spec.reference, with_gaps, spec.differentiable))
@@ -251,18 +245,18 @@ def test_empty_sequences_among_others_change_nothing(spec: Spec) -> None:
 
 @each_spec
 def test_cumulative_lengths_of_any_stride(spec: Spec) -> None:
-    inputs = spec.inputs(RAGGED)
+    inputs = spec.inputs(RAGGED, device=DEVICE)
     bounds = inputs["cu_seqlens"]
     views = inputs | {"cu_seqlens": torch.stack([bounds, bounds + 1], dim=1)[:, 0]}
     actual, expected = (loss_and_gradients(spec.op, x, spec.differentiable) for x in (views, inputs))
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="refused where the host reads the lengths")
+@pytest.mark.skipif(not KERNELS_RUN, reason="refused where the host reads the lengths")
 @pytest.mark.parametrize("spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"])
 def test_tokens_of_no_sequence_get_no_gradient(spec: Spec) -> None:
     """A batch filled up to a fixed size: the rest of it changes nothing and stays 0, whatever memory held before."""
-    inputs = spec.inputs(RAGGED)
+    inputs = spec.inputs(RAGGED, device=DEVICE)
     filled = inputs | {name: torch.cat([x, 1 + x[:9]]) for name, x in list(inputs.items())[:4]}
     torch.use_deterministic_algorithms(True)  # memory that nobody has written holds NaN
     try:
@@ -278,20 +272,20 @@ def test_tokens_of_no_sequence_get_no_gradient(spec: Spec) -> None:
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="refused where the host reads the lengths")
+@pytest.mark.skipif(not KERNELS_RUN, reason="refused where the host reads the lengths")
 @each_algorithm
 def test_tokens_without_any_sequence(spec: Spec) -> None:
-    inputs = spec.inputs(RAGGED)
+    inputs = spec.inputs(RAGGED, device=DEVICE)
     for bounds in ([0], [0, 0, 0]):
-        nothing = inputs | {"cu_seqlens": torch.tensor(bounds, dtype=torch.int32), "max_seqlen": 0}
+        nothing = inputs | {"cu_seqlens": tensor(bounds, dtype=torch.int32), "max_seqlen": 0}
         for name, value in loss_and_gradients(spec.op, nothing, spec.differentiable).items():
             assert not value.any(), name  # false for NaN as well as for any value but 0
 
 
 def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:
     def chosen(lengths: tuple[int, ...], *dtypes: torch.dtype) -> bool:
-        q_s, q_t = (torch.zeros(sum(lengths), 1, d, dtype=dtype) for d, dtype in zip((26, 64), dtypes, strict=True))
-        bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        q_s, q_t = (zeros(sum(lengths), 1, d, dtype=dtype) for d, dtype in zip((26, 64), dtypes, strict=True))
+        bounds = zeros(len(lengths) + 1, dtype=torch.int32)
         return _gram_pays_on_a_gpu([q_s], [q_t], bounds, max(lengths))
 
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32

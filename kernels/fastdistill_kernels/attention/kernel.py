@@ -79,6 +79,13 @@ def _exp2(x, mask):
     return tl.exp2(tl.where(mask, x, NOWHERE))
 
 
+@triton.jit
+def _probability(scores, at, plane, known, mask):
+    """``2^(scores - top - log)`` with the top `at` a place and the log a plane further."""
+    top, log = tl.load(at, mask=known, other=0.0), tl.load(at + plane, mask=known, other=0.0)
+    return _exp2(scores - top - log, mask)
+
+
 @triton.jit(do_not_specialize=["num_tokens", "blocks"])
 def forward_kernel(
     a_s, b_s, a_t, b_t, cu_seqlens, partial, stats,
@@ -88,9 +95,11 @@ def forward_kernel(
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr,
     PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr, A_S: tl.constexpr, A_T: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 2 or 3, L, H, T)``: lse_s, lse_t, delta.
+    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 4 or 5, L, H, T)``: tops and log-sums, delta.
 
-    Log-sum-exps lse are in powers of two; delta is the softmax's own part of the gradient, ``sum_j P_s dL/dP_s``.
+    The scores' log-sum-exp, in powers of two, is ``top + log``, the largest score and the rest, which would be rounded
+    away beside a large one; student's before teacher's. Delta is the softmax's own part of the gradient,
+    ``sum_j P_s dL/dP_s``.
     With WHOLE no row is longer than N: PROB_MSE, which wants the scores twice, still has them.
     """
     program = tl.program_id(0)
@@ -130,14 +139,16 @@ def forward_kernel(
 
     if LOSS != SCORE_MSE:
         full = columns_end > 0
-        lse_s = top_s + tl.log2(tl.where(full, sum_s, 1.0))
-        lse_t = top_t + tl.log2(tl.where(full, sum_t, 1.0))
+        log_s, log_t = tl.log2(tl.where(full, sum_s, 1.0)), tl.log2(tl.where(full, sum_t, 1.0))
         at = stats + (layer * H + head).to(tl.int64) * num_tokens + start + rows
         plane = num_tokens.to(tl.int64) * (L * H)
-        tl.store(at, lse_s, mask=rows < length)
-        tl.store(at + plane, lse_t, mask=rows < length)
+        tl.store(at, top_s, mask=rows < length)
+        tl.store(at + plane, log_s, mask=rows < length)
+        tl.store(at + 2 * plane, top_t, mask=rows < length)
+        tl.store(at + 3 * plane, log_t, mask=rows < length)
         if LOSS == KL:
-            loss = tl.where(full, loss / tl.where(full, sum_t, 1.0) - (lse_t - lse_s), 0.0) * LN2
+            loss = tl.where(full, loss / tl.where(full, sum_t, 1.0) - (top_t - top_s) - (log_t - log_s), 0.0)
+            loss *= LN2
         else:
             delta = tl.zeros([M], tl.float32)
             for first in range(0, columns_end, N):
@@ -148,11 +159,11 @@ def forward_kernel(
                     s = scale_s * _product(x_s, y_s, PRECISION_S)
                     t = scale_t * _product(x_t, y_t, PRECISION_T)
                 visible = (columns < length)[None, :]
-                p_s = _exp2(s - lse_s[:, None], visible)
-                error = p_s - _exp2(t - lse_t[:, None], visible)
+                p_s = _exp2(s - top_s[:, None] - log_s[:, None], visible)
+                error = p_s - _exp2(t - top_t[:, None] - log_t[:, None], visible)
                 loss += tl.sum(error * error, axis=1)
                 delta += 2 * tl.sum(p_s * error, axis=1)
-            tl.store(at + 2 * plane, delta, mask=rows < length)
+            tl.store(at + 4 * plane, delta, mask=rows < length)
     tl.store(partial + program, tl.sum(tl.where(rows < length, loss, 0.0), axis=0))
 
 
@@ -203,12 +214,12 @@ def gradient_kernel(
             real = (rows < length)[:, None] & (columns < length)[None, :]
             queries = rows[:, None] if OWN_IS_A else columns[None, :]
             known = queries < length
-            p_s = _exp2(s - tl.load(at + queries, mask=known, other=0.0), real)
-            p_t = _exp2(t - tl.load(at + plane + queries, mask=known, other=0.0), real)
+            p_s = _probability(s, at + queries, plane, known, real)
+            p_t = _probability(t, at + 2 * plane + queries, plane, known, real)
             if LOSS == KL:
                 g = factor * (p_s - p_t)
             else:
-                g = factor * p_s * (2 * (p_s - p_t) - tl.load(at + 2 * plane + queries, mask=known, other=0.0))
+                g = factor * p_s * (2 * (p_s - p_t) - tl.load(at + 4 * plane + queries, mask=known, other=0.0))
         if y_s.dtype == tl.float16:  # gradients leave its range; tf32 holds its values exactly
             total += tl.dot(rounded_to_tf32(g), y_s.to(tl.float32), input_precision="tf32")
         else:
@@ -223,8 +234,8 @@ def gradient_kernel(
 class Tiled:
     """The launchers of one of the losses, `kind`.
 
-    Those of probabilities are compiled without fused multiply-adds: a log-sum-exp is that of the rounded scores, and
-    scores that are not rounded alike the next time would exceed it.
+    Those of probabilities are compiled without fused multiply-adds, so that scores are rounded alike every time: the
+    largest must be the one that was saved.
     """
 
     kind: int
@@ -292,7 +303,7 @@ class Tiled:
     def saved_shape(self, L: int, student: torch.Size, teacher: torch.Size, num_sequences: int) -> tuple[int, ...]:
         """Of the stats."""
         num_tokens, H, _ = student
-        planes = {SCORE_MSE.value: 0, KL.value: 2, PROB_MSE.value: 3}[self.kind]
+        planes = {SCORE_MSE.value: 0, KL.value: 4, PROB_MSE.value: 5}[self.kind]
         return (planes, L, H, num_tokens)
 
 

@@ -1,24 +1,24 @@
-"""What can be said of the kernels only where they run: outputs written whole, ways that agree."""
+"""What can be said of the kernels only where they run: outputs written whole, ways that agree, rows far away."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from parity import HALF_AND_SINGLE, in_double, loss_and_gradients, relative_rms
+from on_device import DEVICE, KERNELS_RUN, empty, full, ones, rand, randint, randn, tensor, zeros
+from parity import GRAM, GRAM_BOUND, HALF_AND_SINGLE, TILED, assert_exact_within, loss_and_gradients
 from torch import Tensor
 
-from fastdistill_kernels import attention_score_mse, soft_cross_entropy
-from fastdistill_kernels.device import INTERPRETED
+from fastdistill_kernels import soft_cross_entropy
 from fastdistill_kernels.hidden_mse.op import DISTANCES
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS, SOFT_CROSS_ENTROPY, SPECS
 
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted")
+pytestmark = pytest.mark.skipif(not KERNELS_RUN, reason="no GPU here, and kernels are not interpreted")
 
 RAGGED = Shape((1, 2, 5, 17, 33), heads=2, head_dim_s=26, head_dim_t=64, layers=2, classes=7)
 
@@ -41,10 +41,10 @@ def poisoned() -> Iterator[None]:
     ids=["ragged", "gaps", "full", "nothing", "no token"],
 )
 def test_every_output_is_written_whole(spec: Spec, shape: Shape) -> None:
-    inputs = spec.inputs(shape)
+    inputs = spec.inputs(shape, device=DEVICE)
     expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
     with poisoned():
-        assert torch.empty(3).isnan().all()
+        assert empty(3).isnan().all()
         actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
     for name, value in actual.items():
         assert torch.equal(value, expected[name]), name
@@ -58,20 +58,20 @@ def test_gradient_of_soft_labels_is_written_whole(
     classes: int, rows: tuple[int, ...] | None, expected: tuple[float, float]
 ) -> None:
     """Made with the loss or again: two temperatures, a factor, rows longer than a block, padding, strides."""
-    z_s, z_t = torch.randn(6, classes + 5)[:, :-1], torch.randn(6, 2 * classes + 2)[:, ::2]
+    z_s, z_t = randn(6, classes + 5)[:, :-1], randn(6, 2 * classes + 2)[:, ::2]
     z_s[0, classes - 1] = z_t[1, classes - 1] = 500.0  # no exponential may overflow, in whichever block the maximum is
-    labels = torch.randint(classes, (6,))
+    labels = randint(classes, (6,))
     labels[2] = -100
     options: dict[str, Any] = {"temperature": 2.0, "teacher_temperature": 3.0, "scale_by_temperature_squared": True}
-    options |= {"labels": labels, "num_classes": classes, "rows": None if rows is None else torch.tensor(rows)}
+    options |= {"labels": labels, "num_classes": classes, "rows": None if rows is None else tensor(rows)}
     for student, teacher in ((z_s, z_t), (z_t, z_s)):
         found = []
-        for function, more in (
-            (soft_cross_entropy, {"expected_gradients": expected}),
-            (SOFT_CROSS_ENTROPY.reference, {}),
+        for function, more, memory in (
+            (soft_cross_entropy, {"expected_gradients": expected}, poisoned()),
+            (SOFT_CROSS_ENTROPY.reference, {}, nullcontext()),
         ):
             leaf = student.detach().requires_grad_()
-            with poisoned():
+            with memory:
                 soft, hard = function(leaf, teacher, **options, **more)
                 (gradient,) = torch.autograd.grad(2.0 * soft + 3.0 * hard, leaf)
             found.append((soft, hard, gradient))
@@ -82,8 +82,8 @@ def test_gradient_of_soft_labels_is_written_whole(
 @pytest.mark.parametrize("lengths", [(3,), (1, 1, 1)], ids=["rows", "sequences"])
 def test_rows_beyond_32_bits(spec: Spec, lengths: tuple[int, ...]) -> None:
     """The third row lies 2^31 numbers behind the first, in 4 GiB of which a few pages are ever touched."""
-    inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=4, head_dim_t=8), torch.float16)
-    memory, taken = torch.empty(2**31 + 4096, dtype=torch.float16), 0
+    inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=4, head_dim_t=8), torch.float16, DEVICE)
+    memory, taken = empty(2**31 + 4096, dtype=torch.float16), 0
     far = dict(inputs)
     for name, x in inputs.items():
         if isinstance(x, Tensor) and x.is_floating_point() and len(x) == 3:
@@ -95,15 +95,15 @@ def test_rows_beyond_32_bits(spec: Spec, lengths: tuple[int, ...]) -> None:
 
 def before_nan(x: Tensor) -> Tensor:
     """The same numbers with NaN behind them in memory."""
-    return torch.cat([x, torch.tensor([torch.nan])])[:-1]
+    return torch.cat([x, tensor([torch.nan])])[:-1]
 
 
 def test_sums_over_more_rows_than_a_block() -> None:
     from fastdistill_kernels.soft_cross_entropy import kernel
 
-    N, sums = 5000, before_nan(torch.rand(10000)).view(2, 5000)
-    labels = torch.randint(2, (N,))
-    inverse, soft, hard = torch.zeros(3).unbind()
+    N, sums = 5000, before_nan(rand(10000)).view(2, 5000)
+    labels = randint(2, (N,))
+    inverse, soft, hard = zeros(3).unbind()
     flags = {"HAS_LABELS": True, "HAS_ROWS": False, "HAS_WEIGHTS": False, "BLOCK": 2048}
     kernel.weight_kernel[(1,)](labels, labels, labels, inverse, N, 1, **flags)
     kernel.finish_kernel[(1,)](sums, inverse, soft, hard, N, 4.0, BLOCK=2048)
@@ -114,9 +114,9 @@ def test_sums_over_more_rows_than_a_block() -> None:
 def test_gradient_of_states_ends_with_its_last_row() -> None:
     from fastdistill_kernels.hidden_mse import kernel
 
-    d_p, weight, memory = torch.randn(1, 3, 7), torch.randn(7, 5), torch.full((16,), torch.nan)
+    d_p, weight, memory = randn(1, 3, 7), randn(7, 5), full((16,), torch.nan)
     tiles = {"M": 16, "N": 16, "K": 16, "L": 1, "SHARED": True, "HAS_WEIGHT": True, "PRECISION": "ieee"}
-    kernel.states_gradient_kernel[(1,)](d_p, (weight,), torch.tensor(2.0), memory, 3, 0.5, D_S=5, D_T=7, **tiles)
+    kernel.states_gradient_kernel[(1,)](d_p, (weight,), tensor(2.0), memory, 3, 0.5, D_S=5, D_T=7, **tiles)
     torch.testing.assert_close(memory[:15], (d_p[0] @ weight).flatten())
     assert memory[15].isnan()
 
@@ -124,9 +124,9 @@ def test_gradient_of_states_ends_with_its_last_row() -> None:
 def test_sums_over_more_programs_and_sequences_than_a_block() -> None:
     from fastdistill_kernels.shared.kernel import finish
 
-    partial, lengths = before_nan(torch.rand(5000)), torch.randint(9, (5000,))
-    cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0), torch.tensor([-(10**6)])]).int()[:-1]
-    loss, coefficient = torch.zeros(2).unbind()
+    partial, lengths = before_nan(rand(5000)), randint(9, (5000,))
+    cu_seqlens = torch.cat([zeros(1), lengths.cumsum(0), tensor([-(10**6)])]).int()[:-1]
+    loss, coefficient = zeros(2).unbind()
     finish(partial, loss, coefficient, None, 3, cu_seqlens, max_seqlen=8)
     torch.testing.assert_close(coefficient, 1 / (3 * lengths.square().sum()))
     torch.testing.assert_close(loss, partial.sum() * coefficient)
@@ -140,21 +140,17 @@ def test_sums_over_more_programs_and_sequences_than_a_block() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of what is made of memory that nobody has written
 def test_a_sequence_longer_than_the_longest_makes_all_nan(spec: Spec, normalize: str) -> None:
     """The host does not know the lengths, and would have to wait to refuse them with words."""
-    inputs = spec.inputs(RAGGED) | {"max_seqlen": 32, "normalize": normalize}
+    inputs = spec.inputs(RAGGED, device=DEVICE) | {"max_seqlen": 32, "normalize": normalize}
     found = loss_and_gradients(spec.op, inputs, spec.differentiable)
     assert all(value.isnan().any() for value in found.values())
 
 
 def test_heads_too_wide_for_gram_matrices_are_tiled() -> None:
     shape = Shape((600,), heads=1, head_dim_s=72, head_dim_t=192)
-    inputs = ATTENTION_SCORE_MSE.inputs(shape, torch.bfloat16)
-    torch.testing.assert_close(attention_score_mse(**inputs), attention_score_mse(**inputs, algorithm="tiled"))
+    inputs = ATTENTION_SCORE_MSE.inputs(shape, torch.bfloat16, DEVICE)
+    torch.testing.assert_close(ATTENTION_SCORE_MSE.op(**inputs), TILED.op(**inputs))
     with pytest.raises(ValueError, match="head sizes 72 and 192: Gram matrices have room for 256 together"):
-        gram(**inputs)
-
-
-def gram(**values: Any) -> Tensor:
-    return attention_score_mse(**values, algorithm="gram")
+        GRAM.op(**inputs)
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
@@ -167,39 +163,34 @@ def test_gram_agrees_with_the_definition(
 
     monkeypatch.setattr(kernel, "STRETCH", stretch)
     shape = Shape((3, 0, 64, 150), heads=2, head_dim_s=26, head_dim_t=head_dim_t, layers=2)
-    inputs = ATTENTION_SCORE_MSE.inputs(shape, dtype)
-    actual = loss_and_gradients(gram, inputs, ("q_s", "k_s"))
-    truth = loss_and_gradients(ATTENTION_SCORE_MSE.reference, in_double(inputs), ("q_s", "k_s"))
-    bound = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
-    assert {name: relative_rms(actual[name], truth[name]) < bound for name in truth} == dict.fromkeys(truth, True)
+    inputs = GRAM.inputs(shape, dtype, DEVICE)
+    assert_exact_within(GRAM_BOUND[dtype], GRAM, inputs)
 
 
 def test_gram_keeps_its_digits_where_student_and_teacher_all_but_agree() -> None:
     """At a mean squared error of 1e-3 large numbers cancel; what is left is good to a few parts in a thousand."""
-    q, k = torch.randn(2, 128, 2, 32, generator=torch.Generator().manual_seed(0))
-    noise = 0.02 * torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
-    cu_seqlens = torch.tensor([0, 128], dtype=torch.int32)
+    q, k = randn(2, 128, 2, 32)
+    noise = 0.02 * randn(q.shape)
+    cu_seqlens = tensor([0, 128], dtype=torch.int32)
     inputs = {"q_s": q + noise, "k_s": k, "q_t": q, "k_t": k, "cu_seqlens": cu_seqlens, "max_seqlen": 128}
-    truth = loss_and_gradients(ATTENTION_SCORE_MSE.reference, in_double(inputs), ("q_s", "k_s"))
-    assert truth["loss"] < 1e-3
-    actual = loss_and_gradients(gram, inputs, ("q_s", "k_s"))
-    assert {name: relative_rms(actual[name], truth[name]) < 2e-3 for name in truth} == dict.fromkeys(truth, True)
+    assert GRAM.reference(**inputs) < 1e-3
+    assert_exact_within(2e-3, GRAM, inputs)
 
 
 def test_registration_of_the_other_ops() -> None:
     """Those of attention are checked in test_tiled.py."""
     ops = torch.ops.fastdistill
-    weight, bias = torch.randn(16, 8).requires_grad_(), torch.randn(16).requires_grad_()
+    weight, bias = randn(16, 8).requires_grad_(), randn(16).requires_grad_()
     for distance, dtype in product(DISTANCES, (torch.bfloat16, torch.float32)):  # of states; projected in bfloat16
-        states = [torch.randn(5, 8).to(dtype).requires_grad_() for _ in range(2)]
-        targets = [torch.randn(5, 16).to(dtype) for _ in range(2)]
+        states = [randn(5, 8).to(dtype).requires_grad_() for _ in range(2)]
+        targets = [randn(5, 16).to(dtype) for _ in range(2)]
         hidden = (states, targets, [weight], [bias], 80, distance, torch.bfloat16, True)
         torch.library.opcheck(ops.hidden_mse.default, hidden)
         _, d_p = ops.hidden_mse(*hidden)
         detached = [x.detach() for x in states], [weight.detach()]
-        torch.library.opcheck(ops.hidden_mse_backward.default, (torch.tensor(2.0), *detached, d_p, 80, distance))
-    z_s, z_t = torch.randn(4, 7).bfloat16().requires_grad_(), torch.randn(4, 7).bfloat16()
-    optional = (torch.tensor([1, -100, 3, 0]), torch.tensor([0, 1, 3]), torch.rand(4))
+        torch.library.opcheck(ops.hidden_mse_backward.default, (tensor(2.0), *detached, d_p, 80, distance))
+    z_s, z_t = randn(4, 7).bfloat16().requires_grad_(), randn(4, 7).bfloat16()
+    optional = (tensor([1, -100, 3, 0]), tensor([0, 1, 3]), rand(4))
     for some in (optional, (None, None, None)):
         inputs = (*some, 7, -100, [2.0, 3.0, 6.0, 1.0, 0.5])
         torch.library.opcheck(ops.soft_cross_entropy.default, (z_s, z_t, *inputs, True, False))
@@ -208,6 +199,6 @@ def test_registration_of_the_other_ops() -> None:
         torch.library.opcheck(ops.soft_cross_entropy.default, (z_s, z_t, *inputs, True, True), test_utils=tests)
         logits = z_s.detach(), z_t
         _, _, gradient, *saved = ops.soft_cross_entropy(*logits, *inputs, True, True)
-        incoming = (torch.ones(()), None, *logits, *some, *saved, *inputs[3:])
+        incoming = (ones(()), None, *logits, *some, *saved, *inputs[3:])
         torch.library.opcheck(ops.soft_cross_entropy_backward.default, incoming)
         torch.library.opcheck(ops.soft_cross_entropy_correct.default, (gradient, *incoming))
