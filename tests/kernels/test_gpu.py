@@ -50,7 +50,7 @@ def test_parity(spec: Spec, shape: Shape, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("spec", [TILED, GRAM], ids=["tiled", "gram"])
 @pytest.mark.parametrize("lengths", [(300, 280, 1100), (70, 130, 3)], ids=["long", "short"])
-@pytest.mark.parametrize("head_dims", [(26, 26), (32, 32), (26, 64)], ids=str)
+@pytest.mark.parametrize("head_dims", [(26, 26), (32, 32), (26, 64)], ids=["26-26", "32-32", "26-64"])
 @each_dtype
 def test_both_algorithms(spec: Spec, lengths: tuple[int, ...], head_dims: tuple[int, int], dtype: torch.dtype) -> None:
     """Whichever the measured rule would choose for these sizes."""

@@ -95,7 +95,7 @@ def forward_kernel(
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr,
     PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr, A_S: tl.constexpr, A_T: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 4 or 5, L, H, T)``: tops and log-sums, delta.
+    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 4 or 5, L, H, T)``: tops, log-sums, delta.
 
     The scores' log-sum-exp, in powers of two, is ``top + log``, the largest score and the rest, which would be rounded
     away beside a large one; student's before teacher's. Delta is the softmax's own part of the gradient,
