@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-
-ROUNDING = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
-"""Relative RMS error that rounding alone may cause: about one unit in the last place of half-precision results."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,6 @@ class Spec:
         op, reference: the public function and its definition; same arguments, same results.
         make_inputs: keyword arguments of a call for a shape.
         differentiable: the arguments that receive gradients.
-        tolerance: by dtype, the relative RMS error allowed on top of twice that of eager PyTorch in the same dtype.
         bytes_moved: least traffic of one forward and backward: every input read once, every gradient written once.
         flops: arithmetic of one forward and backward, matrix products only (elementwise work where there are none).
     """
@@ -81,7 +77,6 @@ class Spec:
     differentiable: tuple[str, ...]
     bytes_moved: Callable[[Shape, torch.dtype], int]
     flops: Callable[[Shape], int]
-    tolerance: Mapping[torch.dtype, float]
 
     def inputs(
         self, shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
@@ -103,7 +98,6 @@ def attention_spec(
         differentiable=operands[:2],
         bytes_moved=_attention_bytes,
         flops=_attention_flops,
-        tolerance=ROUNDING,
     )
 
 

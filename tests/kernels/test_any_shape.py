@@ -39,4 +39,4 @@ def test_parity(spec: Spec, shape: Shape, dtype: torch.dtype, strided: bool, see
     inputs = spec.inputs(shape, dtype, DEVICE, seed)
     if strided:
         inputs |= {name: each(value, sliced) for name, value in inputs.items()}
-    assert_parity(spec, inputs, dtype)
+    assert_parity(spec, inputs)

@@ -45,7 +45,7 @@ each_dtype = pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @each_dtype
 def test_parity(spec: Spec, shape: Shape, dtype: torch.dtype) -> None:
-    assert_parity(spec, spec.inputs(shape, dtype, DEVICE), dtype)
+    assert_parity(spec, spec.inputs(shape, dtype, DEVICE))
 
 
 @pytest.mark.parametrize("spec", [TILED, GRAM], ids=["tiled", "gram"])
@@ -98,7 +98,7 @@ def layers(value: Any) -> tuple[Tensor, ...]:
 def test_tensors_of_another_gpu_than_the_current(spec: Spec) -> None:
     inputs = spec.inputs(SHAPES["ragged"], torch.bfloat16, "cuda:1")
     assert torch.cuda.current_device() == 0
-    assert_parity(spec, inputs, torch.bfloat16)
+    assert_parity(spec, inputs)
 
 
 @pytest.mark.parametrize(

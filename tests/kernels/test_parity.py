@@ -39,7 +39,7 @@ def tensors(value: Any) -> tuple[Tensor, ...]:
 @each_spec
 @each_dtype
 def test_op_errs_at_most_twice_as_much_as_eager(spec: Spec, dtype: torch.dtype) -> None:
-    assert_parity(spec, spec.inputs(RAGGED, dtype, DEVICE), dtype)
+    assert_parity(spec, spec.inputs(RAGGED, dtype, DEVICE))
 
 
 @each_spec
@@ -52,7 +52,7 @@ def test_rule_refuses_a_wrong_gradient(spec: Spec, dtype: torch.dtype, corrupt: 
     actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
     for name in spec.differentiable:
         with pytest.raises(AssertionError, match=name):
-            assert_within_twice_eager({**actual, name: corrupt(actual[name])}, in_eager, truth, spec.tolerance[dtype])
+            assert_within_twice_eager({**actual, name: corrupt(actual[name])}, in_eager, truth)
 
 
 @each_spec
@@ -136,12 +136,12 @@ def test_scores_of_ten_thousand(spec: Spec, dtype: torch.dtype) -> None:
             x.mul_(50.0)
     a_s, b_s = (tensors(inputs[name])[0][:33, 0].float() for name in spec.differentiable)
     assert (a_s @ b_s.T).abs().max() * 32**-0.5 > 1e4
-    assert_parity(spec, inputs, dtype)
+    assert_parity(spec, inputs)
 
 
 @each_spec
 def test_one_token_and_no_token(spec: Spec) -> None:
-    assert_parity(spec, spec.inputs(Shape((1,)), device=DEVICE), torch.float32)
+    assert_parity(spec, spec.inputs(Shape((1,)), device=DEVICE))
     empty = loss_and_gradients(spec.op, spec.inputs(Shape(()), device=DEVICE), spec.differentiable)
     for name, value in empty.items():
         assert not value.any(), name  # false for NaN as well as for any value but 0
@@ -167,6 +167,7 @@ def test_reference_computes_in_single_at_least(spec: Spec) -> None:
     torch.testing.assert_close(actual, expected, check_dtype=False, rtol=1e-5, atol=0)
 
 
+ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MIXED = [
     (torch.float32, torch.float64),
     (torch.float64, torch.float32),
@@ -184,7 +185,7 @@ def test_teacher_of_another_dtype(spec: Spec, student: torch.dtype, teacher: tor
     actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
     truth = loss_and_gradients(spec.reference, in_double(inputs), spec.differentiable)
     assert actual["loss"].dtype == torch.promote_types(student, torch.float32)
-    bound = 1e-12 if student == torch.float64 else 2 * spec.tolerance[student]
+    bound = 1e-12 if student == torch.float64 else ROUNDING[student]
     assert {name: relative_rms(actual[name], truth[name]) < bound for name in truth} == dict.fromkeys(truth, True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..spec import ROUNDING, Draw, Shape, Spec
+from ..spec import Draw, Shape, Spec
 from .op import soft_cross_entropy
 from .reference import soft_cross_entropy as reference
 
@@ -40,5 +40,4 @@ SPEC = Spec(
     ("student_logits",),
     _bytes_moved,
     _flops,
-    tolerance=ROUNDING,
 )
