@@ -16,7 +16,9 @@ LACKING = (
     "DefaultCPUAllocator: can't allocate",
     "could not create a primitive",  # as oneDNN has it
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # which found no room for its workspace
 )
 PROCESS = Path("/proc/self")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")

@@ -24,6 +24,8 @@ LACKING = [
     RuntimeError("could not create a primitive"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     MemoryError("Unable to allocate 9 bytes"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("CUDA error: operation failed due to a previous error during capture"),
 ]
 LACKING[-1].__context__ = LACKING[0]  # as torch.cuda.graph leaves it

@@ -119,7 +119,9 @@ def test_embeddings_are_made_sparse_on_cpus() -> None:
     assert model[0].sparse
 
 
-@pytest.mark.parametrize("error", LACKING, ids=["gpu", "cpu", "onednn", "cublas", "numpy", "capture"])
+@pytest.mark.parametrize(
+    "error", LACKING, ids=["gpu", "cpu", "onednn", "cublas", "numpy", "triton", "cublas handle", "capture"]
+)
 @pytest.mark.parametrize("normalize", ["tokens", "padded"])
 def test_a_step_that_lacks_memory_has_the_same_outcome_in_pieces(
     world: Path, monkeypatch: pytest.MonkeyPatch, normalize: Literal["tokens", "padded"], error: RuntimeError

@@ -226,24 +226,25 @@ def attend_padded(
 ) -> Tensor:
     """Pads on the device and masks; for accelerators where the variable-length kernel does not fit."""
     index, _ = bounds.padded_index
-    Q, K, V = (x[index].transpose(1, 2) for x in (q, k, v))
+    Q, K, V = (in_eights(x)[index].transpose(1, 2) for x in (q, k, v))
     mask = padded_mask(bounds, window)
     O = scaled_dot_product_attention(Q, K, V, attn_mask=mask, dropout_p=dropout, scale=scaling)  # noqa: E741
-    return O.transpose(1, 2).flatten(0, 1)[bounds.packed_index(len(q))]
+    return O.transpose(1, 2).flatten(0, 1)[bounds.packed_index(len(q)), :, : q.shape[-1]]
+
+
+def in_eights(x: Tensor) -> Tensor:
+    """Heads padded with zeros to a multiple of 8, without which fused attention does not take them: TinyBERT4's 26."""
+    return pad(x, (0, -x.shape[-1] % 8)) if x.shape[-1] % 8 else x
 
 
 def attend_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scaling: float, window: int | None) -> Tensor:
-    """PyTorch's variable-length FlashAttention: fp16 or bf16, no dropout; wants head sizes in multiples of 8, and a GPU
-    of compute capability 8 or more."""
-    d = q.shape[-1]
-    if d % 8:  # TinyBERT4's 26
-        q, k, v = (pad(x, (0, -d % 8)) for x in (q, k, v))
+    """PyTorch's variable-length FlashAttention: fp16 or bf16, no dropout, a GPU of compute capability 8 or more."""
     cu_seqlens, longest = bounds.cu_seqlens, bounds.max_seqlen
     reach = -1 if window is None else window - 1
     O: Tensor = varlen_attn(  # noqa: E741
-        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(reach, reach)
+        *map(in_eights, (q, k, v)), cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(reach, reach)
     )  # type: ignore[assignment]
-    return O[..., :d]
+    return O[..., : q.shape[-1]]
 
 
 def attend(

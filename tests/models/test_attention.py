@@ -6,6 +6,7 @@ import pytest
 import torch
 from encoders import LENGTHS
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from fastdistill.models import attention
 from fastdistill.models.attention import Bounds, attend_padded, attend_runs, padded_mask
@@ -40,6 +41,20 @@ def test_values_and_gradients(attend: type, window: int | None, lengths: list[in
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     theirs, ours = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (expected, got))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_fused_attention_is_given_heads_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels want head sizes in multiples of 8; for others PyTorch writes the maps out."""
+    seen = []
+
+    def recorded(*operands: Tensor, **options: object) -> Tensor:
+        seen.extend(x.shape[-1] for x in operands)
+        return scaled_dot_product_attention(*operands, **options)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", recorded)
+    q, k, v, bounds = inputs([7, 3])
+    assert attend_padded(q, k, v, bounds, SCALING, 0.0, None).shape == v.shape
+    assert seen == [16] * 3
 
 
 @pytest.mark.parametrize("longest", [0, 512], ids=["fused", "explicit"])
