@@ -239,12 +239,13 @@ def in_eights(x: Tensor) -> Tensor:
 
 def attend_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scaling: float, window: int | None) -> Tensor:
     """PyTorch's variable-length FlashAttention: fp16 or bf16, no dropout, a GPU of compute capability 8 or more."""
+    d, (q, k, v) = q.shape[-1], map(in_eights, (q, k, v))
     cu_seqlens, longest = bounds.cu_seqlens, bounds.max_seqlen
     reach = -1 if window is None else window - 1
     O: Tensor = varlen_attn(  # noqa: E741
-        *map(in_eights, (q, k, v)), cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(reach, reach)
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(reach, reach)
     )  # type: ignore[assignment]
-    return O[..., : q.shape[-1]]
+    return O[..., :d]
 
 
 def attend(
