@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from on_device import DEVICE, full, tensor
-from padded import padded_scores
+from padded import padded_scores, real_tokens
 from parity import in_double, loss_and_gradients, relative_rms
 
 from fastdistill_kernels import attention_score_mse
@@ -43,6 +43,32 @@ def test_padded_is_a_mean_over_padded_maps(function: Callable[..., Any]) -> None
     torch.testing.assert_close(function(**inputs, normalize="padded"), F.mse_loss(scores_s, scores_t))
     longer = function(**inputs | {"max_seqlen": 80}, normalize="padded")
     torch.testing.assert_close(longer, F.mse_loss(scores_s, scores_t) * (max(LENGTHS) / 80) ** 2)
+
+
+@both
+def test_tinybert_as_published_with_its_pad_queries(function: Callable[..., Any]) -> None:
+    """Its maps have rows for pad queries, whose scores of real keys count: padded operands with keys of 0 give them."""
+    shape = Shape((max(LENGTHS),) * len(LENGTHS), heads=3, head_dim_s=8, head_dim_t=16)
+    inputs = SPEC.inputs(shape, device=DEVICE)
+    B, S = len(shape.lengths), max(LENGTHS)
+    is_key = real_tokens(LENGTHS)
+
+    def published(side: str) -> torch.Tensor:
+        q, k = (inputs[f"{name}_{side}"].unflatten(0, (B, S)).transpose(1, 2) for name in "qk")
+        scores = q @ k.mT / q.shape[-1] ** 0.5 - 10000.0 * ~is_key[:, None, None, :]
+        return torch.where(scores <= -1e2, 0.0, scores)
+
+    gradient = [inputs[name].requires_grad_() for name in ("q_s", "k_s")]
+    expected = F.mse_loss(published("s"), published("t"))
+    masked = inputs | {name: inputs[name] * is_key.flatten()[:, None, None] for name in ("k_s", "k_t")}
+    for normalize in ("tokens", "padded"):
+        loss = function(**masked, normalize=normalize)
+        torch.testing.assert_close(loss, expected)
+        for own, theirs in zip(
+            *(torch.autograd.grad(x, gradient, retain_graph=True) for x in (loss, expected)), strict=True
+        ):
+            torch.testing.assert_close(own, theirs)
+    assert not torch.allclose(expected, function(**masked | {"k_s": inputs["k_s"]}))  # keys of padding would count
 
 
 @both

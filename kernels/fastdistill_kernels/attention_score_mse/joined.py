@@ -14,6 +14,18 @@ from torch import Tensor
 
 from ..attention.tiled import in_single, tiles
 
+WIDEST = 256  # columns of student and teacher side by side, that a GPU has room for
+
+
+def columns_together(d_s: int, d_t: int) -> int:
+    """Columns side by side on a GPU: the teacher's begin at a multiple of 8, so as to be read 16 bytes at a time."""
+    return first_of_teacher(d_s) + d_t
+
+
+def first_of_teacher(d_s: int) -> int:
+    """The teacher's first column on a GPU."""
+    return -(-d_s // 8) * 8
+
 
 def gram_pays(n: float, d_s: int, d_t: int) -> bool:
     """Whether a map of n rows has more arithmetic in its scores than in the Gram matrices.

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..attention.kernel import alike, all_known, divisor_of, map_of
 from ..shared.kernel import finish, for_product, known, pick, precision, room, store
+from .joined import WIDEST, columns_together, first_of_teacher
 
 EXACT = tl.constexpr(precision(torch.float32))
 STRETCH = 1024  # tokens whose Gram matrix one program makes
-WIDEST = 256  # columns of student and teacher side by side
 
 
 @triton.jit
@@ -212,11 +212,6 @@ def sizes(a_s: list[Tensor], b_s: list[Tensor], a_t: list[Tensor], b_t: list[Ten
     return of | {"A_S": divisor_of(a_s, b_s), "A_T": divisor_of(a_t, b_t)}
 
 
-def first_of_teacher(d_s: int) -> int:
-    """The teacher's first column."""
-    return -(-d_s // 8) * 8
-
-
 def saved_shape(L: int, student: torch.Size, teacher: torch.Size, num_sequences: int) -> tuple[int, ...]:
     """Of the Gram matrices' columns that belong to the student, in powers of two: ``(2, maps, W, BLOCK_DS)``.
 
@@ -224,7 +219,7 @@ def saved_shape(L: int, student: torch.Size, teacher: torch.Size, num_sequences:
         ValueError: heads so wide that a GPU has no room for a block of them.
     """
     _, H, d_s = student
-    W, BLOCK_DS = (max(16, triton.next_power_of_2(d)) for d in (first_of_teacher(d_s) + teacher[2], d_s))
+    W, BLOCK_DS = (max(16, triton.next_power_of_2(d)) for d in (columns_together(d_s, teacher[2]), d_s))
     if W > WIDEST:
         raise ValueError(
             f"head sizes {d_s} and {teacher[2]}: Gram matrices have room for {WIDEST} together; use 'tiled'"

@@ -9,7 +9,7 @@ from ..attention.op import SCORE_MSE, attention_loss, define_attention_op
 from ..attention.packed import Layers, as_layers
 from ..attention.tiled import MapsLoss, by_tiles
 from ..device import runs_in_triton
-from .joined import differences, gram, gram_pays
+from .joined import WIDEST, columns_together, differences, gram, gram_pays
 
 
 def attention_score_mse(
@@ -39,7 +39,8 @@ def attention_score_mse(
         scale_s, scale_t: factor of the scores; default ``1 / sqrt(head_dim)`` of its side.
         normalize: "tokens" divides by the real entries, ``heads * sum n_b^2``; "padded" by
             ``heads * B * max_seqlen^2``, a mean over padded maps with masked rows and columns at 0. TinyBERT's code
-            divides so, and adds what the rows of pad queries hold.
+            also adds what its pad queries hold: for that pass padded operands, B sequences of max_seqlen tokens, whose
+            keys are 0 where there is padding.
         algorithm: "tiled" works on tiles of scores; "gram" on Gram matrices of the operands, which is linear in the
             length and forms no score, but cancels where student and teacher all but agree; "auto" takes the faster.
 
@@ -71,7 +72,7 @@ def _gram_pays_on_a_gpu(q_s: list[Tensor], q_t: list[Tensor], cu_seqlens: Tensor
     few_gaps = (cu_seqlens.numel() - 1) * max_seqlen <= 4 * q_s[0].shape[0]
     half = q_s[0].dtype.itemsize == q_t[0].dtype.itemsize == 2
     d_s, d_t = q_s[0].shape[2], q_t[0].shape[2]
-    return few_gaps and half and d_s + d_t <= 248 and gram_pays(max_seqlen, d_s, d_t)
+    return few_gaps and half and columns_together(d_s, d_t) <= WIDEST and gram_pays(max_seqlen, d_s, d_t)
 
 
 def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
