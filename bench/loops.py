@@ -230,10 +230,15 @@ def our_step(work: Workload, runtime: Runtime, cache: tuple[Path, Sequences] | N
     return Step(student.to(runtime.device).train(), taught_by, objective.to(runtime.device), stage, runtime)
 
 
-def our_batches(work: Workload, sequences: Sequences) -> Iterator[Batch]:
-    """As the engine draws them: as many tokens as the other loops have in a batch on average."""
+def our_loader(work: Workload, sequences: Sequences) -> Loader:
+    """As many tokens as the other loops have in a batch on average."""
     tokens = max(work.batch_size * int(sequences.offsets[-1]) // len(sequences), int(sequences.lengths.max()))
-    return (batch for _, batch in Loader(sequences, tokens, seed=0).batches())
+    return Loader(sequences, tokens, seed=0)
+
+
+def our_batches(work: Workload, sequences: Sequences) -> Iterator[Batch]:
+    """As the engine draws them."""
+    return (batch for _, batch in our_loader(work, sequences).batches())
 
 
 def ours(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
@@ -248,7 +253,8 @@ def ours_fused(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
     for encoder in (step.student, step.teacher.encoder):
         encoder.compile_layers()
     if runtime.device.type == "cuda":
-        step.use_graphs(int(sequences.lengths.max()), parts=1)
+        most = max(map(len, our_loader(work, sequences).plan(0)))
+        step.use_graphs(int(sequences.lengths.max()), most, parts=1)
     _run(step, work, sequences, steps, after)
 
 

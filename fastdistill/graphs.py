@@ -1,4 +1,4 @@
-"""CUDA graphs: the passes of a batch launched as one, where a batch of as many tokens came before."""
+"""CUDA graphs: the passes of a batch launched as one, where a batch of as many tokens came before; the update too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from fastdistill.batch import Batch
 
 MOST = 8  # graphs; a batch of yet another shape is run without one
-SEQUENCES = 32  # batches are filled up with empty sequences to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -25,25 +24,28 @@ class Graph:
 
 
 class Graphs:
-    """Runs `passes` on batches, recorded once for every shape.
+    """Runs `passes` on batches, recorded once for every shape, and what moves the weights after them.
 
     Args:
         passes: forward and backward pass of a batch: adds to the gradients, returns values by name. It must not depend
             on how many sequences there are, for some may be empty, or on `max_seqlen`, which is always `longest`.
         parameters: whose gradients those are; from the first call on these stay where they are.
         longest: tokens of the longest sequence that may come.
+        most: sequences of a batch; batches are filled up with empty ones to that number, or a multiple of it.
     """
 
     def __init__(
-        self, passes: Callable[[Batch], dict[str, Tensor]], parameters: Sequence[Tensor], longest: int
+        self, passes: Callable[[Batch], dict[str, Tensor]], parameters: Sequence[Tensor], longest: int, most: int
     ) -> None:
-        self.passes, self.parameters, self.longest = passes, parameters, longest
+        self.passes, self.parameters, self.longest, self.most = passes, parameters, longest, most
         self.graphs: dict[tuple[int, int], Graph] = {}
         self.place: Any = None  # the memory and the stream of all graphs, for nothing there outlives a replay
+        self.norm: Tensor | None = None
+        self.move: Callable[[], None] | None = None
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """What `passes` returns; the values last until the next call."""
-        batch = batch.filled_up(-(-batch.num_sequences // SEQUENCES) * SEQUENCES, self.longest)
+        batch = batch.filled_up(-(-batch.num_sequences // self.most) * self.most, self.longest)
         shape = (batch.num_tokens, batch.num_sequences)
         if shape not in self.graphs:
             if len(self.graphs) == MOST:
@@ -55,6 +57,17 @@ class Graphs:
         graph.batch.copy_(batch)
         graph.replay()
         return graph.values
+
+    def update(self, run: Callable[[], Tensor]) -> Tensor:
+        """What `run`, which moves the weights, returns; recorded the second time, when the optimiser has its state."""
+        if self.norm is None:
+            self.norm = run()
+            return self.norm.clone()
+        norm = self.norm
+        if self.move is None:
+            self.move, self.place = capture(lambda: norm.copy_(run()), self.place, warm_up=0)
+        self.move()
+        return norm.clone()
 
     def _record(self, batch: Batch) -> Graph:
         values: dict[str, Tensor] = {}
@@ -72,12 +85,12 @@ class Graphs:
         return Graph(batch, values, replay)
 
 
-def capture(run: Callable[[], None], place: Any) -> tuple[Callable[[], None], Any]:
+def capture(run: Callable[[], object], place: Any, warm_up: int = 2) -> tuple[Callable[[], None], Any]:
     """A CUDA graph of what `run` does, at `place` or at a new one: what replays it, and its place."""
     pool, stream = place or (None, torch.cuda.Stream())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # what is done only once, such as choosing algorithms, must not be recorded
-        for _ in range(2):
+        for _ in range(warm_up):
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

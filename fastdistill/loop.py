@@ -128,7 +128,8 @@ def train(
         step.recompute()
     accumulate = stage.gradient_accumulation_steps
     if runtime.cuda_graphs:
-        step.use_graphs(int(loader.sequences.lengths.max()), accumulate // ranks.world_size())
+        longest, most = int(loader.sequences.lengths.max()), max(map(len, loader.plan(0)))
+        step.use_graphs(longest, most, accumulate // ranks.world_size())
     mine = loader.batches(start=progress.step * accumulate + ranks.rank(), stride=ranks.world_size())
     batches = ahead((batch for _, batch in mine), runtime.device)
     score_at = epoch_ends(loader, steps, accumulate) if validate and stage.keep == "best" else frozenset()

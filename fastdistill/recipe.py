@@ -292,9 +292,9 @@ class Recipe:
         precision: arithmetic of the matrix products; auto takes bf16 where the hardware has it.
         torch_compile: let torch.compile fuse what stands between the matrix products of teacher and student; meant for
             GPUs, on a CPU it gains nothing.
-        cuda_graphs: launch the passes of a batch as one CUDA graph, where losses count tokens (no label losses, no
-            `normalize: padded`) and the teacher runs beside the student; for batches so small that a GPU waits for its
-            next kernel.
+        cuda_graphs: launch the passes of a batch, and the update, as one CUDA graph each, where losses count tokens (no
+            label losses, no `normalize: padded`) and the teacher runs beside the student; for batches so small that a
+            GPU waits for its next kernel.
         teacher_cache: keep on disk, in cache_dir, what the teacher says of a text that it will see more than once.
         verify_cache: sequences of a cached text of which the teacher is asked again before the stage.
         logging_steps: optimiser steps between two log lines.

@@ -230,11 +230,13 @@ class Step:
         (loss / parts).backward()
         return {name: value.detach() for name, value in (values | {"loss": loss}).items()}
 
-    def use_graphs(self, longest: int, parts: int) -> None:
-        """From here on record the passes of whole batches as CUDA graphs, if all that they do lies on the GPU.
+    def use_graphs(self, longest: int, most: int, parts: int) -> None:
+        """From here on record the passes of whole batches, and the update, as CUDA graphs, if all that they do lies on
+        the GPU.
 
         Args:
             longest: tokens of the longest sequence.
+            most: sequences of a batch.
             parts: batches of a step.
         """
         if (
@@ -247,7 +249,9 @@ class Step:
                 "losses that count tokens"
             )
             return
-        self.graphs = Graphs(partial(self.passes, parts=parts), self.parameters, longest)
+        self.graphs = Graphs(partial(self.passes, parts=parts), self.parameters, longest, most)
+        for group in self.optimizer.param_groups:  # a graph reads the rate from where it lies
+            group |= {"capturable": True, "lr": torch.zeros((), device=self.runtime.device)}
 
     def _halve(self, batches: Sequence[Batch]) -> None:
         recorded, self.graphs = self.graphs is not None, None  # they write to gradients that are given up here
@@ -270,6 +274,14 @@ class Step:
 
     def update(self, learning_rate: float) -> Tensor:
         """Clip the gradients, move the weights, and return the norm that the gradients had, on the device."""
+        for group in self.optimizer.param_groups:
+            if self.graphs is not None:
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
+        return self._update() if self.graphs is None else self.graphs.update(self._update)
+
+    def _update(self) -> Tensor:
         sparse = [p for p in self.parameters if p.grad is not None and p.grad.is_sparse]
         for p in sparse:
             p.grad = p.grad.coalesce()
@@ -277,8 +289,6 @@ class Step:
         norm = nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         rows = [self._lay_out(p) for p in sparse]
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=self.graphs is None)
         for p, touched in zip(sparse, rows, strict=True):

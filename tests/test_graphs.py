@@ -14,18 +14,29 @@ from fastdistill.data.packing import collate
 from tests.steps import ALL, LACKING, give_out, text, whole_step
 from tests.tiny import tiny_recipe
 
+RATE = 2.0**-10  # the same number in float32, in which a graph reads it
+
 
 def recording(world: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[step.Step, step.Step]:
     """A step as it is and one whose passes are recorded, by a stand-in that runs them again on the graph's buffers."""
-    monkeypatch.setattr(graphs, "capture", lambda run, pool: (run, pool))
+    monkeypatch.setattr(graphs, "capture", lambda run, pool, warm_up=2: (run, pool))
     plain, ours = (whole_step(world, replace(ALL, soft=0.0, hard=0.0))[0] for _ in range(2))
     for one in (plain, ours):
         one.max_grad_norm = 0.1
         for module in one.student.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False  # as on a GPU
-    ours.use_graphs(longest=20, parts=2)
+    ours.use_graphs(longest=20, most=3, parts=2)
     return plain, ours
+
+
+def assert_moved_alike(ours: step.Step, plain: step.Step) -> None:
+    """But for the biases of keys, whose gradients are rounding errors of 0, of which AdamW makes steps of full size."""
+    for (name, mine), theirs in zip(ours.student.named_parameters(), plain.student.parameters(), strict=True):
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=name)
+    for mine, theirs in zip(ours.objective.parameters(), plain.objective.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +52,15 @@ def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.
                 assert mine.grad is None, "AdamW would let it decay"
             else:
                 torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-7)
-        torch.testing.assert_close(ours.update(1e-3), plain.update(1e-3))
+        torch.testing.assert_close(ours.update(RATE), plain.update(RATE))
         written.append([p.grad for p in ours.parameters])
     for later in written:
         assert all(x is y for x, y in zip(later, written[0], strict=True)), "graphs write to where gradients were"
     assert any(x is not None for x in written[0])
     assert ours.graphs is not None
-    assert sorted(ours.graphs.graphs) == [(2, 32), (16, 32), (18, 32), (21, 32)]
+    assert sorted(ours.graphs.graphs) == [(2, 3), (16, 3), (18, 3), (21, 3)]
+    assert ours.graphs.move is not None
+    assert_moved_alike(ours, plain)
 
 
 def test_dropout_of_recorded_passes_is_that_of_the_batch(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +87,9 @@ def test_a_bounded_number_of_graphs(world: Path, monkeypatch: pytest.MonkeyPatch
         batches = [collate(text(), np.array([row]))] * 2
         for one in (plain, ours):
             one.backward(batches)
-            one.update(1e-3)
+            one.update(RATE)
     assert len(ours.graphs.graphs) == 2
-    for mine, theirs in zip(ours.parameters, plain.parameters, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert_moved_alike(ours, plain)
 
 
 def test_graphs_are_given_up_where_memory_lacks(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +101,12 @@ def test_graphs_are_given_up_where_memory_lacks(world: Path, monkeypatch: pytest
     ours.backward(batches)
     assert ours.graphs is None
     assert ours.most_tokens == 36
+    assert ours.update(RATE).isfinite()
 
 
 def test_label_losses_are_not_recorded(world: Path) -> None:
     ours, said = whole_step(world, ALL)
-    ours.use_graphs(longest=20, parts=1)
+    ours.use_graphs(longest=20, most=8, parts=1)
     assert ours.graphs is None
     assert said[0].startswith("no CUDA graphs: they need a teacher that runs beside the student, models that run")
 

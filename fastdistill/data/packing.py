@@ -200,7 +200,8 @@ def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int, ahead: i
     """Cut `order` into runs of at most `tokens_per_batch` tokens.
 
     Every cut aims at an even share of the tokens that are left, so that no small rest remains at the end. To meet it,
-    one of the `ahead` next sequences joins the batch, or takes the place of one that waits in its stead.
+    some of the `ahead` next sequences join the batch, or take the place of others that wait in their stead. Few numbers
+    of tokens occur so, which is what CUDA graphs want.
     """
     if len(order) == 0:
         raise ValueError("there are no sequences to make batches of")
@@ -217,18 +218,18 @@ def _cut(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int, ahead: i
         left = total - done
         target = done - (-left // -(-left // tokens_per_batch))
         start, cut = cuts[-1], max(int(np.searchsorted(ends, target, side="right")), cuts[-1] + 1)
-        soon, room = lengths[cut : cut + ahead], target - ends[cut - 1]
-        if len(soon) and room > 0:
+        while len(soon := lengths[cut : cut + ahead]) and (room := target - int(ends[cut - 1])) > 0:
             new, into = np.unique(soon, return_index=True)
             old, out = np.unique(np.append(0, lengths[start:cut]), return_index=True)  # nothing, or one of the batch
             longer = new - old[:, None]
             i, j = np.unravel_index(np.where(longer <= room, longer, 0).argmax(), longer.shape)
-            if longer[i, j] in range(1, room + 1):
-                here, there = int(start + out[i] - 1 if i else cut), int(cut + into[j])
-                cut += i == 0
-                order[[here, there]] = order[[there, here]]
-                lengths[[here, there]] = lengths[[there, here]]
-                ends[start : there + 1] = done + np.cumsum(lengths[start : there + 1])
+            if longer[i, j] not in range(1, room + 1):
+                break
+            here, there = int(start + out[i] - 1 if i else cut), int(cut + into[j])
+            cut += i == 0
+            order[[here, there]] = order[[there, here]]
+            lengths[[here, there]] = lengths[[there, here]]
+            ends[start : there + 1] = done + np.cumsum(lengths[start : there + 1])
         if cut < len(ends) and ends[cut] - done <= tokens_per_batch and ends[cut] - target < target - ends[cut - 1]:
             cut += 1
         cuts.append(cut)

@@ -75,6 +75,13 @@ def test_batches_are_full_and_of_a_few_lengths() -> None:
     assert 3 < distinct < at_random / 2, f"{distinct} lengths in a batch, {at_random} at random"
 
 
+def test_eight_recordings_serve_nearly_all_batches() -> None:
+    lengths = np.random.default_rng(0).lognormal(3.0, 0.6, 60000).round().clip(4, 64).astype(int)
+    totals = [lengths[batch].sum() for batch in plan(lengths, tokens_per_batch=16384, seed=1, epoch=0)]
+    _, often = np.unique(totals, return_counts=True)
+    assert np.sort(often)[-8:].sum() > 0.95 * len(totals)
+
+
 def test_batches_of_one_length_do_not_come_in_a_row() -> None:
     lengths = random_lengths(5000)
     means = np.array([lengths[b].mean() for b in plan(lengths, tokens_per_batch=BUDGET, seed=0, epoch=0)])
