@@ -80,7 +80,7 @@ class Cached:
             offsets = self._offsets(name)
             firsts, lasts = (offsets[rows] - offsets[starts] for rows in (batch.indices, batch.indices + 1))
             parts = [self.answers[shard, name][i:j] for shard, i, j in zip(shards, firsts, lasts, strict=True)]
-            put(captured, name, torch.cat(parts).to(batch.input_ids.device))
+            put(captured, name, sent(parts, batch.input_ids.device))
         return captured
 
     def open(self, taps: Taps) -> Lacking:
@@ -149,6 +149,20 @@ class Cached:
                 norms[n] += y.square().sum()
         return (errors / norms).sqrt().nan_to_num(nan=math.inf).max().item()
 
+    def saved(self, live: Live, taps: Taps, shard: int, tokens_per_batch: int) -> float:
+        """Seconds for each token that to ask the teacher takes longer than to read, timed with a batch of a shard."""
+        rows = np.arange(*self.bounds[shard : shard + 2])
+        within = self.data.offsets[rows + 1] - self.data.offsets[rows[0]] <= tokens_per_batch
+        batch = collate(self.data, rows[within]).to(live.device)
+
+        def seconds(teacher: Live | Cached) -> float:
+            start = time.perf_counter()
+            said = teacher(batch, taps)
+            get(said, names_of(taps)[-1]).sum().item()  # which waits for the device
+            return time.perf_counter() - start
+
+        return (seconds(live) - seconds(self)) / batch.num_tokens
+
     def _offsets(self, name: str) -> np.ndarray:
         """``(N + 1,)``: the rows of an answer that belong to sequence n are ``[offsets[n], offsets[n + 1])``."""
         return self.logits if name == "logits" else self.data.offsets
@@ -179,6 +193,14 @@ class Cached:
         self.scaling = float(about["scaling"])
         self.answers[shard, name] = answer
         return True
+
+
+def sent(parts: list[Tensor], device: torch.device) -> Tensor:
+    """Them end to end on `device`; to a GPU from pinned memory, so that the host need not wait."""
+    if device.type != "cuda":
+        return torch.cat(parts)
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    return torch.cat(parts, out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=True)).to(device, non_blocking=True)
 
 
 def halved(answer: Tensor) -> Tensor:
@@ -219,11 +241,17 @@ def cached(
         filling = cache.fill(live, lacking, tokens_per_batch)
         first, size = lacking[0][0], next(filling)
         seconds = (time.perf_counter() - start) / max(1, tokens[first])  # for each token
+        saved = cache.saved(live, taps, first, tokens_per_batch) * tokens.sum()
+        gain = (
+            f"about {saved:,.0f} s shorter"
+            if saved > 0
+            else "no shorter, for to read takes as long as to ask: leave it out"
+        )
         rest = sum(size.get(name, 0) / max(1, tokens[first]) * tokens[n] for n, names in lacking[1:] for name in names)
         say(
             f"teacher cache: {len(lacking)} of {len(tokens)} shards to make, about "
             f"{(sum(size.values()) + rest) / 2**20:,.0f} MiB and {seconds * sum(tokens[n] for n, _ in lacking):,.0f} s "
-            f"in {cache.folder}; each of {epochs:.3g} epochs is up to {seconds * tokens.sum():,.0f} s shorter"
+            f"in {cache.folder}; each of {epochs:.3g} epochs is {gain}"
         )
         if (free := shutil.disk_usage(cache.folder).free) < rest + RESERVE:
             filling.throw(OSError(f"{cache.folder} has {free / 2**20:,.0f} MiB left"))

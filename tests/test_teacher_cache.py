@@ -89,6 +89,7 @@ def test_nothing_is_asked_twice(live: Live, tmp_path: Path, monkeypatch: pytest.
     forward = live.forward
     monkeypatch.setattr(live, "forward", lambda batch, taps: asked.append(taps) or forward(batch, taps))
     fill(tmp_path, live, Taps(hidden=frozenset({3}), logits=True))
+    asked.remove(Taps(hidden=frozenset({3}), logits=True))  # once, to be timed
     assert set(asked) == {Taps(logits=True)}
     monkeypatch.setattr(live, "forward", dead)
     fill(tmp_path, live, Taps(hidden=frozenset({3}), logits=True))
@@ -203,6 +204,29 @@ def test_estimate_is_said_before_the_rest_is_made(live: Live, tmp_path: Path, mo
     assert "6 of 6 shards to make" in what
     size = 90000 * 2 * (24 + 3 * 24) + 9000 * 4 * 2 + 15000 * 2 * 24  # hidden.0, q, k, v; logits; what was lost
     assert float(what.split("about ")[1].split(" MiB")[0]) == pytest.approx(size / 2**20, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("asking", "reading", "expected"), [(1.0, 0.0, "about 180 s shorter"), (0.1, 1.0, "no shorter, for to read takes")]
+)
+def test_the_gain_is_that_of_reading_over_asking(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asking: float, reading: float, expected: str
+) -> None:
+    clock, forward, sent = [0.0], live.forward, teacher_cache.sent
+
+    def later(seconds: float, value: Any) -> Any:
+        clock[0] += seconds
+        return value
+
+    monkeypatch.setattr(teacher_cache, "TOKENS_PER_SHARD", 15000)
+    monkeypatch.setattr(teacher_cache.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(live, "forward", lambda *args: later(asking, forward(*args)))
+    monkeypatch.setattr(teacher_cache, "sent", lambda *args: later(reading, sent(*args)))
+    data = Sequences(np.full(90000, 7), np.arange(0, 90001, 10))
+    said: list[str] = []
+    taps = Taps(hidden=frozenset({3}))
+    cached(tmp_path, live, data, taps, tokens_per_batch=500, epochs=3, verify=0, say=said.append)
+    assert f"each of 3 epochs is {expected}" in said[0]
 
 
 def test_a_long_text_has_larger_shards_and_not_more(
