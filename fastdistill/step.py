@@ -151,15 +151,19 @@ class Step:
     def make_room(self, batch: Batch) -> None:
         """Before the first step: decide to go on in pieces where memory would not suffice for batches like this one.
 
-        Estimated from what a piece keeps for its backward pass. Where a single sequence would not fit, activations
-        inside the student's layers are not kept.
+        Estimated from what pieces keep for their backward pass: the one of the longest sequences, and the one of the
+        most, which a model that runs padded fills up to the longest. Where a single sequence would not fit,
+        activations inside the student's layers are not kept.
         """
         states = 3 * sum(p.nbytes for p in self.parameters)  # gradients and AdamW's two moments
         room = max(0.0, free_bytes(self.runtime.device) - states)
 
         def measure() -> float:
-            piece = max(batch.split(min(MEASURED, self.most_tokens)), key=lambda piece: int(piece.num_pairs))
-            return bytes_kept(lambda: self.forward(piece), self.parameters) / piece.num_tokens
+            pieces = batch.split(min(MEASURED, self.most_tokens))
+            longest = max(pieces, key=lambda piece: int(piece.num_pairs))
+            most = max(pieces, key=lambda piece: piece.num_sequences)
+            measured = [longest] if most is longest else [longest, most]
+            return max(bytes_kept(partial(self.forward, x), self.parameters) / x.num_tokens for x in measured)
 
         while True:
             kept = max(1.0, self.with_room([batch], measure))  # a dead loss keeps nothing, and is refused elsewhere

@@ -173,6 +173,19 @@ def test_pieces_are_chosen_before_memory_runs_out(world: Path, monkeypatch: pyte
     assert not ours.recomputes
 
 
+def test_room_is_made_for_what_a_padded_model_keeps_of_many_short_sequences(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it keeps 10^9 bytes a place: five sequences of 20 tokens fill up to 15 tokens each, 3.75 places a token."""
+    ours, _ = whole_step(world, ALL)
+    monkeypatch.setattr(step, "MEASURED", 20)
+    monkeypatch.setattr(ours, "forward", lambda piece: piece)
+    monkeypatch.setattr(step, "bytes_kept", lambda forward, _: 10**9 * forward().num_sequences * forward().max_seqlen)
+    monkeypatch.setattr(step, "free_bytes", lambda _: 30 * step.ROOM * 3.75e9)
+    ours.make_room(collate(text(), np.arange(10)))
+    assert ours.most_tokens == 29  # 30, but for gradients and moments
+
+
 def test_activations_are_computed_again_where_a_single_sequence_would_not_fit(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
