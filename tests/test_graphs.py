@@ -39,8 +39,11 @@ def assert_moved_alike(ours: step.Step, plain: step.Step) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "recomputed"])
+def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.MonkeyPatch, recomputes: bool) -> None:
     plain, ours = recording(world, monkeypatch)
+    if recomputes:
+        assert ours.recompute()
     data, written = text(), []
     for rows in ([0, 1, 2], [3, 4]), ([5, 6, 9], [7, 0]), ([2, 1, 0], [4, 3]), ([8], [8]):
         batches = [collate(data, np.array(some)) for some in rows]
