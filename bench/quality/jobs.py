@@ -22,7 +22,7 @@ from fastdistill import Corpus, Recipe, Stage, Student, Task, Teacher
 from fastdistill.cli import overridden
 
 GENERAL = ("general", "masked")  # what stages read that has no labels of the task
-INDIFFERENT = ("verify_cache", "logging_steps", "save_steps", "finetune", "control")  # they decide no outcome
+INDIFFERENT = ("teacher_cache", "verify_cache", "logging_steps", "save_steps", "finetune", "control")  # of no outcome
 FINETUNE = Method(recipe="recipes.finetune")
 
 
