@@ -1,8 +1,8 @@
 """Find what fits: the largest batch of one length, and the longest sequence, that a whole training step has memory for.
 
     python -m bench.memory [--gpu | --cpu] [--limit_gib 4] [--length 128] [--batch_size 8] [--most 4096]
-                           [--longest 32768] [--loops published,ours] [--teacher bert-base] [--student tinybert4]
-                           [--data FOLDER] [--out FILE.json]
+                           [--longest 32768] [--loops published,compiled,ours] [--teacher bert-base]
+                           [--student tinybert4] [--data FOLDER] [--out FILE.json]
 
 Full blocks of Wikipedia. Sizes double until a loop fails, each try a step in a process of its own that may hold
 `--limit_gib` and no more. Ours is given to lack memory too; what it then says, that it goes on in pieces, is kept.
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="the first that is tried")
     parser.add_argument("--most", type=int, default=4096, help="largest batch that is tried")
     parser.add_argument("--longest", type=int, default=32768, help="longest sequence that is tried")
-    parser.add_argument("--loops", default="published,ours")
+    parser.add_argument("--loops", default="published,compiled,ours")
     parser.add_argument("--teacher", choices=SHAPES, default=Workload.teacher)
     parser.add_argument("--student", choices=SHAPES, default=Workload.student)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts and the tokenizer")
