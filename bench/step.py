@@ -29,6 +29,7 @@ from fastdistill.step import Runtime
 
 WARM_UP = 3  # steps, which compile whatever is to be compiled
 POOL = 128  # batches of text, from which our loader draws as from a whole corpus; the others take them in order
+MACHINE = "machine"  # a job beside the loops'
 Result = dict[str, Any]
 
 
@@ -109,26 +110,36 @@ def parts(work: Workload, sequences: Any, runtime: Runtime, steps: int = 10) -> 
     return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
 
 
-def in_a_process(name: str, options: argparse.Namespace) -> Result:
-    """`measure` where nothing else has run."""
-    given = vars(options) | {"loops": name, "out": None, "child": True}
+def machine(device: torch.device) -> Result:
+    """What results depend on beside the workload, and what they are held to."""
+    return {
+        "device": device_name(device.type),
+        "torch": torch.__version__,
+        "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        **machine_limits(device.type, torch.bfloat16),
+    }
+
+
+def in_a_process(job: str, options: argparse.Namespace) -> Result:
+    """`measure` of a loop, or `machine`, where nothing else has run."""
+    given = vars(options) | {"out": None, "child": job}
     flags = [f"--{key}={value}" for key, value in given.items() if value is not None and not isinstance(value, bool)]
     flags += [f"--{key}" for key, value in given.items() if value is True]
     done = subprocess.run([sys.executable, "-m", "bench.step", *flags], capture_output=True, text=True)
     if done.returncode:
-        return {"loop": name, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
+        return {"loop": job, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
     result: Result = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def line(result: Result, first: Result, limits: dict[str, float]) -> str:
+def line(result: Result, first: Result, facts: Result) -> str:
     """A measurement in one line."""
     if "failed" in result:
         return f"{result['loop']:<12}failed: {result['failed']}"
     faster = result["tokens_per_s"] / first["tokens_per_s"] if "tokens_per_s" in first else float("nan")
     return (
         f"{result['loop']:<12}{result['tokens_per_s']:>9,.0f} tokens/s {faster:6.2f}x{result['step_ms']:9.1f} ms a step"
-        f"{result['peak_mib']:9,.0f} MiB{100 * result['flops_per_s'] / limits['flops_per_s']:6.1f} % of the matrix rate"
+        f"{result['peak_mib']:9,.0f} MiB{100 * result['flops_per_s'] / facts['flops_per_s']:6.1f} % of the matrix rate"
     )
 
 
@@ -149,29 +160,33 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
     parser.add_argument(
         "--loops",
-        default="published,compiled,textbrewer,ours,cached",
-        help="which, the first being what others are held to; fused is ours with torch.compile and CUDA graphs",
+        help="which, the first being what others are held to; fused is ours with torch.compile and CUDA graphs "
+        "(default published,compiled,textbrewer,ours,cached, and on a GPU fused)",
     )
     parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
     work = Workload(**{name: value for name, value in vars(options).items() if name in Workload.__dataclass_fields__})
-    names = loops.chosen(options.loops, work)
     if options.child:
-        print(json.dumps(measure(names[0], work, options.steps, Runtime(device, torch.bfloat16, 20, 200))))
+        runtime = Runtime(device, torch.bfloat16, 20, 200)
+        found = machine(device) if options.child == MACHINE else measure(options.child, work, options.steps, runtime)
+        print(json.dumps(found))
         return
-    limits = machine_limits(device.type, torch.bfloat16)
-    print(f"products {limits['flops_per_s'] / 1e12:.2f} TFLOP/s in bfloat16", flush=True)
+    usual = "published,compiled,textbrewer,ours,cached" + ",fused" * (device.type == "cuda")
+    names = loops.chosen(options.loops or usual, work)
+    facts = in_a_process(MACHINE, options)
+    if "failed" in facts:
+        sys.exit(f"error: {facts['failed']}")
+    print(f"products {facts['flops_per_s'] / 1e12:.2f} TFLOP/s in bfloat16", flush=True)
     results: list[Result] = []
     for name in names:
         results.append(in_a_process(name, options))
-        print(line(results[-1], results[0], limits), flush=True)
+        print(line(results[-1], results[0], facts), flush=True)
     for part, ms in next((r["parts_ms"] for r in results if "parts_ms" in r), {}).items():
         print(f"  {part:<16}{ms:9.1f} ms")
     if options.out:
         shape = {k: str(v) if isinstance(v, Path) else v for k, v in vars(work).items() if k != "data"}
-        facts = {"device": device_name(device.type), "torch": torch.__version__, **limits}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
 

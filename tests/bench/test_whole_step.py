@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -143,9 +146,58 @@ def test_errors_name_the_value(option: str, message: str, tmp_path: Path) -> Non
         step.main(["--cpu", f"--data={tmp_path}", option])
 
 
+FACTS = {"device": "a machine", "torch": "2", "allow_tf32": False, "copy_bytes_per_s": 1e9, "flops_per_s": 1e12}
+RESULT = {"tokens_per_s": 10.0, "step_ms": 1.0, "peak_mib": 1.0, "flops_per_s": 1e11, "losses": []}
+
+
 def test_a_loop_that_fails_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(step, "machine_limits", lambda *_: {"copy_bytes_per_s": 1e9, "flops_per_s": 1e12})
+    real = step.in_a_process
+    monkeypatch.setattr(step, "in_a_process", lambda job, given: FACTS if job == "machine" else real(job, given))
     step.main(["--cpu", f"--data={tmp_path}", "--loops=published"])  # a folder without texts
     assert "published   failed: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_first_process_leaves_the_device_to_others(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the loops that run by default have the one with graphs among them."""
+    jobs: list[str] = []
+
+    def run(job: str, _: object) -> dict[str, Any]:
+        jobs.append(job)
+        return FACTS if job == "machine" else RESULT | {"loop": job}
+
+    def refused(*_: object) -> None:
+        raise AssertionError("this belongs into a process of its own")
+
+    monkeypatch.setattr(step, "in_a_process", run)
+    for name in ("machine_limits", "device_name", "measure"):
+        monkeypatch.setattr(step, name, refused)
+    out = tmp_path / "out.json"
+    step.main([f"--{device}", f"--data={tmp_path}", f"--out={out}"])
+    names = ["published", "compiled", "textbrewer", "ours", "cached", *["fused"] * (device == "gpu")]
+    assert jobs == ["machine", *names]
+    written = json.loads(out.read_text())
+    assert written["machine"] == FACTS
+    assert [result["loop"] for result in written["results"]] == names
+
+
+def test_what_a_process_says_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "machine_limits", lambda *_: {"copy_bytes_per_s": 1e9, "flops_per_s": 1e12})
+    for allowed in (False, True):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
+        step.main(["--cpu", f"--data={tmp_path}", "--child=machine"])
+        said = json.loads(capsys.readouterr().out)
+        assert said.keys() == FACTS.keys()
+        assert said["allow_tf32"] is allowed
+
+
+def test_a_machine_that_cannot_be_measured_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "in_a_process", lambda job, _: {"loop": job, "failed": "no GPU"})
+    with pytest.raises(SystemExit, match="error: no GPU"):
+        step.main(["--cpu", f"--data={tmp_path}"])
