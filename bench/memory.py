@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench import loops
-from bench.step import peak_mib
-from bench.timing import device_name
+from bench.timing import device_name, process_peak_mib
 from bench.workload import DATA, SHAPES, Workload
 from fastdistill.step import Runtime
 
@@ -39,10 +39,11 @@ def attempt(name: str, work: Workload, limit_gib: float, device: torch.device) -
         most = int(limit_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     torch.manual_seed(0)
-    seen: list[int] = []
+    seen: list[Tensor] = []
     sequences = work.sequences(2 * work.batch_size)
-    loops.LOOPS[name](work, sequences, Runtime(device, torch.bfloat16, 20, 200), 1, lambda n, _, __: seen.append(n))
-    return {"tokens": seen[0], "peak_mib": peak_mib(device)}
+    runtime = Runtime(device, torch.bfloat16, 20, 200)
+    loops.LOOPS[name](work, sequences, runtime, 1, lambda lengths, _: seen.append(lengths))
+    return {"tokens": int(seen[0].sum()), "peak_mib": process_peak_mib(device)}
 
 
 def in_a_process(name: str, work: Workload, limit_gib: float, device: torch.device) -> Result:

@@ -1,34 +1,38 @@
-"""Measure whole distillation steps: published loops and ours, one process after the other.
+"""Measure whole distillation steps: published loops and ours, one process after the other, with the device to itself.
 
     python -m bench.step [--gpu | --cpu] [--teacher bert-base] [--student tinybert4] [--text sst2] [--length 64]
                          [--blocks] [--batch_size 32] [--soft] [--steps 10] [--loops published,compiled,textbrewer,ours]
                          [--data FOLDER] [--out FILE.json]
 
 Real tokens per second (padding does not count), the median step, the most memory the process held, the share of the
-machine's matrix rate that the model's own arithmetic reaches, and for ours where the time goes.
+machine's matrix rate that the model's own arithmetic reaches, and for ours where the time goes. A step lasts from the
+end of the one before to its own, where there is a GPU by the GPU's clock: the measurement waits for the last alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench import loops
-from bench.timing import device_name, machine_limits
+from bench.timing import Marks, device_name, machine_limits, process_peak_mib
 from bench.workload import DATA, SHAPES, Workload
+from fastdistill.batch import ahead
+from fastdistill.data.packing import Sequences
 from fastdistill.step import Runtime
 
 WARM_UP = 3  # steps, which compile whatever is to be compiled
 POOL = 128  # batches of text, from which our loader draws as from a whole corpus; the others take them in order
+LAUNCHED = 2**27  # clock cycles of a GPU, some 70 ms: to launch a step takes less
 MACHINE = "machine"  # a job beside the loops'
 Result = dict[str, Any]
 
@@ -50,64 +54,63 @@ def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
     """One loop in this process."""
     work.check()
     sequences = work.sequences((steps + WARM_UP + 1) * work.batch_size, most=POOL * work.batch_size)
-    tokens: list[int] = []
-    drawn: list[int] = []
-    moments: list[float] = []
-    losses: list[dict[str, float]] = []
+    marks = Marks(runtime.device)
+    lengths: list[Tensor] = []
+    losses: list[Mapping[str, float | Tensor]] = []
 
-    def after(count: int, texts: int, found: dict[str, float]) -> None:
-        tokens.append(count)
-        drawn.append(texts)
-        moments.append(time.perf_counter())  # every loop has waited for its losses by now
+    def after(drawn: Tensor, found: Mapping[str, float | Tensor]) -> None:
+        marks.set()
+        lengths.append(drawn)
         losses.append(found)
 
     torch.manual_seed(0)
     loops.LOOPS[name](work, sequences, runtime, steps + WARM_UP, after)
-    seconds = [b - a for a, b in zip(moments[WARM_UP - 1 :], moments[WARM_UP:], strict=False)]
-    rate = sum(tokens[WARM_UP:]) / sum(seconds)
+    seconds = marks.seconds()[WARM_UP - 1 :]
+    total, timed = sum(seconds), torch.cat(lengths[WARM_UP:]).long()
+    step_ms = 1000 * statistics.median(seconds)
     return {
         "loop": name,
-        "tokens_per_s": rate,
-        "sequences_per_s": sum(drawn[WARM_UP:]) / sum(seconds),
-        "step_ms": 1000 * statistics.median(seconds),
-        "flops_per_s": rate * flops_per_token(work, cached=name == "cached"),
-        "peak_mib": peak_mib(runtime.device),
-        "losses": losses,
-        **({"parts_ms": parts(work, sequences, runtime)} if name == "ours" else {}),
+        "tokens_per_s": int(timed.sum()) / total,
+        "sequences_per_s": len(timed) / total,
+        "step_ms": step_ms,
+        "flops_per_s": int(timed.sum()) / total * flops_per_token(work, cached=name == "cached"),
+        "peak_mib": process_peak_mib(runtime.device),
+        "losses": [{term: float(value) for term, value in found.items()} for found in losses],
+        **({"parts_ms": parts(work, sequences, runtime, step_ms)} if name == "ours" else {}),
     }
 
 
-def peak_mib(device: torch.device) -> float:
-    """The most memory that this process has held: on the GPU, or else altogether."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
-    return int(line.split()[1]) / 2**10
+def parts(work: Workload, sequences: Sequences, runtime: Runtime, step_ms: float, steps: int = 10) -> dict[str, float]:
+    """Where the `step_ms` of our step go: median milliseconds of its parts, one after the other, and what they leave.
 
-
-def parts(work: Workload, sequences: Any, runtime: Runtime, steps: int = 10) -> dict[str, float]:
-    """Where the time of our step goes: median milliseconds of each part, run one after the other."""
+    A GPU is kept waiting until a step has been launched: a part is its kernels alone, and what they leave, the gaps,
+    is how long a step lets the GPU wait.
+    """
     step = loops.our_step(work, runtime)
-    times: dict[str, list[float]] = {}
-
-    def timed(name: str, call: Any) -> Any:
-        start = time.perf_counter()
-        result = call()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.setdefault(name, []).append(1000 * (time.perf_counter() - start))
-        return result
-
-    batches = loops.our_batches(work, sequences)
+    batches = ahead(loops.our_batches(work, sequences), runtime.device)
+    found: list[list[float]] = []
     for _ in range(steps + WARM_UP):
-        batch = timed("data", lambda: next(batches).to(runtime.device))
+        marks = Marks(runtime.device)
+        if runtime.device.type == "cuda":
+            torch.cuda._sleep(LAUNCHED)
+        marks.set()
+        batch = next(batches)
+        marks.set()
         with runtime.autocast():
-            target = timed("teacher", functools.partial(step.teach, batch))
-            output = timed("student forward", functools.partial(step.student, batch, step.objective.student_taps))
-            loss, _ = timed("losses", functools.partial(step.objective, output, target, batch))
-        timed("backward", loss.backward)
-        timed("update", lambda: step.update(loops.OPTIM.learning_rate))
-    return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+            target = step.teach(batch)
+            marks.set()
+            output = step.student(batch, step.objective.student_taps)
+            marks.set()
+            loss, _ = step.objective(output, target, batch)
+            marks.set()
+        loss.backward()
+        marks.set()
+        step.update(loops.OPTIM.learning_rate)
+        marks.set()
+        found.append(marks.seconds())
+    names = ("data", "teacher", "student forward", "losses", "backward", "update")
+    medians = [1000 * statistics.median(column) for column in zip(*found[WARM_UP:], strict=True)]
+    return dict(zip(names, medians, strict=True)) | {"gaps": step_ms - sum(medians)}
 
 
 def machine(device: torch.device) -> Result:
