@@ -37,17 +37,22 @@ MACHINE = "machine"  # a job beside the loops'
 Result = dict[str, Any]
 
 
-def flops_per_token(work: Workload, cached: bool = False) -> float:
-    """Matrix products of the teacher's forward pass, if it is run, and of both passes of the student.
+def model_flops(work: Workload, lengths: Tensor, cached: bool = False) -> float:
+    """What the models multiply for sequences of these lengths: the teacher forward, if it is run, the student thrice.
 
-    Attention is left out: it grows with the length.
+    Of a layer ``2 n (4 h^2 + 2 h i)`` for its weights and ``4 n^2 h`` for scores and values, h being its hidden size
+    and i its intermediate size.
+
+    Shapes:
+        lengths: ``(B,)`` n, the tokens of every sequence.
     """
+    tokens, pairs = int(lengths.sum()), int(lengths.square().sum())
 
-    def encoder(name: str) -> float:
+    def forward(name: str) -> float:
         layers, hidden, intermediate = SHAPES[name]
-        return layers * 2.0 * (4 * hidden * hidden + 2 * hidden * intermediate)
+        return layers * (2.0 * tokens * (4 * hidden * hidden + 2 * hidden * intermediate) + 4.0 * pairs * hidden)
 
-    return (0 if cached else encoder(work.teacher)) + 3 * encoder(work.student)
+    return (0 if cached else forward(work.teacher)) + 3 * forward(work.student)
 
 
 def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
@@ -72,8 +77,9 @@ def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
         "loop": name,
         "tokens_per_s": int(timed.sum()) / total,
         "sequences_per_s": len(timed) / total,
+        "pairs_per_s": int(timed.square().sum()) / total,
         "step_ms": step_ms,
-        "flops_per_s": int(timed.sum()) / total * flops_per_token(work, cached=name == "cached"),
+        "flops_per_s": model_flops(work, timed, cached=name == "cached") / total,
         "peak_mib": process_peak_mib(runtime.device),
         "losses": [{term: float(value) for term, value in found.items()} for found in losses],
         **({"parts_ms": parts(work, sequences, runtime, step_ms)} if name == "ours" else {}),

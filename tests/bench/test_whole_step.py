@@ -256,12 +256,18 @@ def test_rates_are_of_the_steps_that_are_timed(work: Workload, monkeypatch: pyte
     assert result["step_ms"] == 500
     assert result["tokens_per_s"] == 16
     assert result["sequences_per_s"] == 4
-    assert result["flops_per_s"] == 16 * step.flops_per_token(work, cached=True)
+    assert result["pairs_per_s"] == 68
+    assert result["flops_per_s"] == 2 * step.model_flops(work, torch.tensor([3, 5]), cached=True)
 
 
 def test_flops_by_hand() -> None:
-    """BERT-base: 12 layers of 4 x 768^2 + 2 x 768 x 3072 products, two operations each; three times TinyBERT4's."""
-    assert step.flops_per_token(Workload()) == 12 * 2 * 7077888 + 3 * 4 * 2 * (4 * 312**2 + 2 * 312 * 1200)
+    """BERT-base: 12 layers of 4 x 768^2 + 2 x 768 x 3072 products a token, two operations each, and attention's two
+    products of 768 for each pair of tokens of a sequence; three times TinyBERT4's."""
+    lengths = torch.tensor([10, 30])
+    teacher = 12 * (40 * 2 * 7077888 + (100 + 900) * 2 * 2 * 768)
+    student = 4 * (40 * 2 * (4 * 312**2 + 2 * 312 * 1200) + (100 + 900) * 2 * 2 * 312)
+    assert step.model_flops(Workload(), lengths) == teacher + 3 * student
+    assert step.model_flops(Workload(), lengths, cached=True) == 3 * student
 
 
 @pytest.mark.parametrize(
