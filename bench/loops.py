@@ -1,13 +1,15 @@
 """Whole training loops over one workload: as published programs have them, and ours.
 
-Each runs a number of optimiser steps and calls `after` with the real tokens, the sequences and the losses of every one.
+Each runs a number of optimiser steps and calls `after` with every one's lengths of sequences, ``(B,)``, and its losses.
+Tensors among them may lie on a device that has not come so far yet: read them at the end.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, BertForSequenceClassification, BertModel, PreTrainedModel
 
+from bench.timing import forget_peak
 from bench.workload import Workload
-from fastdistill.batch import Batch
+from fastdistill.batch import Batch, ahead
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.losses.objective import Objective
 from fastdistill.models.capture import ATTENTION
@@ -30,7 +33,7 @@ from fastdistill.stages import LATENT
 from fastdistill.step import Runtime, Step, make_optimizer
 from fastdistill.teacher_cache import Cached, cached
 
-After = Callable[[int, int, dict[str, float]], None]
+After = Callable[[Tensor, Mapping[str, float | Tensor]], None]
 Loop = Callable[[Workload, Sequences, Runtime, int, After], None]
 OPTIM = Optim(learning_rate=1e-4)
 SCORES = "fastdistill_bench_scores"
@@ -154,7 +157,7 @@ def published(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        after(int(mask.sum()), len(mask), {name: value.item() for name, value in terms.items()})
+        after(mask.sum(1), {name: value.item() for name, value in terms.items()})
 
 
 def compiled(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
@@ -196,9 +199,7 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
         def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
             for ids, mask in padded(work, sequences, steps + 1, runtime.device):
                 yield ids, mask
-                after(
-                    int(mask.sum()), len(mask), self.found
-                )  # the distiller asks for the next batch when a step is done
+                after(mask.sum(1), self.found)  # the distiller asks for the next batch when a step is done
 
     with TemporaryDirectory() as folder:
         training = TrainingConfig(device=runtime.device, output_dir=folder, log_dir=folder, ckpt_steps=10**9)
@@ -255,21 +256,40 @@ def ours_fused(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
     if runtime.device.type == "cuda":
         most = max(map(len, our_loader(work, sequences).plan(0)))
         step.use_graphs(int(sequences.lengths.max()), most, parts=1)
-    _run(step, work, sequences, steps, after)
+    _run(step, work, sequences, steps, after, rehearse=True)
 
 
 def ours_cached(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
-    """The engine in later epochs: the teacher has said all that it has to say, and that was not timed."""
+    """The engine in later epochs: the teacher has said all that it has to say, and is gone.
+
+    That took time and memory that do not count. On a CPU the files that are mapped count as memory of the process,
+    though the system may take it back.
+    """
     with TemporaryDirectory() as folder:
-        _run(our_step(work, runtime, (Path(folder), sequences)), work, sequences, steps, after)
+        step = our_step(work, runtime, (Path(folder), sequences))
+        forget_peak(runtime.device)
+        _run(step, work, sequences, steps, after)
 
 
-def _run(step: Step, work: Workload, sequences: Sequences, steps: int, after: After) -> None:
+def _run(step: Step, work: Workload, sequences: Sequences, steps: int, after: After, rehearse: bool = False) -> None:
+    """As the engine trains: batches are copied ahead, and what a step has found stays on the device.
+
+    With `rehearse` the passes of all batches run once before the first step, and move nothing: a long training meets
+    each shape that is to be recorded or compiled in its first steps.
+    """
+
+    def batches() -> Iterator[Batch]:
+        return islice(ahead(our_batches(work, sequences), step.runtime.device), steps)
+
     step.make_room(next(our_batches(work, sequences)))
-    for _, batch in zip(range(steps), our_batches(work, sequences), strict=False):
+    if rehearse:
+        for batch in batches():
+            step.backward([batch])
+        step.optimizer.zero_grad(set_to_none=step.graphs is None)
+    for batch in batches():
         values = step.backward([batch])
         step.update(OPTIM.learning_rate)
-        after(batch.num_tokens, batch.num_sequences, {name: float(values[name]) for name in step.objective.weights})
+        after(batch.cu_seqlens.diff(), {name: values[name] for name in step.objective.weights})
 
 
 LOOPS: dict[str, Loop] = {

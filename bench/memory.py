@@ -1,8 +1,8 @@
 """Find what fits: the largest batch of one length, and the longest sequence, that a whole training step has memory for.
 
     python -m bench.memory [--gpu | --cpu] [--limit_gib 4] [--length 128] [--batch_size 8] [--most 4096]
-                           [--longest 32768] [--loops published,ours] [--teacher bert-base] [--student tinybert4]
-                           [--data FOLDER] [--out FILE.json]
+                           [--longest 32768] [--loops published,compiled,ours] [--teacher bert-base]
+                           [--student tinybert4] [--data FOLDER] [--out FILE.json]
 
 Full blocks of Wikipedia. Sizes double until a loop fails, each try a step in a process of its own that may hold
 `--limit_gib` and no more. Ours is given to lack memory too; what it then says, that it goes on in pieces, is kept.
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench import loops
-from bench.step import peak_mib
-from bench.timing import device_name
+from bench.timing import device_name, process_peak_mib
 from bench.workload import DATA, SHAPES, Workload
 from fastdistill.step import Runtime
 
@@ -39,10 +39,11 @@ def attempt(name: str, work: Workload, limit_gib: float, device: torch.device) -
         most = int(limit_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     torch.manual_seed(0)
-    seen: list[int] = []
+    seen: list[Tensor] = []
     sequences = work.sequences(2 * work.batch_size)
-    loops.LOOPS[name](work, sequences, Runtime(device, torch.bfloat16, 20, 200), 1, lambda n, _, __: seen.append(n))
-    return {"tokens": seen[0], "peak_mib": peak_mib(device)}
+    runtime = Runtime(device, torch.bfloat16, 20, 200)
+    loops.LOOPS[name](work, sequences, runtime, 1, lambda lengths, _: seen.append(lengths))
+    return {"tokens": int(seen[0].sum()), "peak_mib": process_peak_mib(device)}
 
 
 def in_a_process(name: str, work: Workload, limit_gib: float, device: torch.device) -> Result:
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="the first that is tried")
     parser.add_argument("--most", type=int, default=4096, help="largest batch that is tried")
     parser.add_argument("--longest", type=int, default=32768, help="longest sequence that is tried")
-    parser.add_argument("--loops", default="published,ours")
+    parser.add_argument("--loops", default="published,compiled,ours")
     parser.add_argument("--teacher", choices=SHAPES, default=Workload.teacher)
     parser.add_argument("--student", choices=SHAPES, default=Workload.student)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts and the tokenizer")

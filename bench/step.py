@@ -1,134 +1,154 @@
-"""Measure whole distillation steps: published loops and ours, one process after the other.
+"""Measure whole distillation steps: published loops and ours, one process after the other, with the device to itself.
 
     python -m bench.step [--gpu | --cpu] [--teacher bert-base] [--student tinybert4] [--text sst2] [--length 64]
                          [--blocks] [--batch_size 32] [--soft] [--steps 10] [--loops published,compiled,textbrewer,ours]
                          [--data FOLDER] [--out FILE.json]
 
 Real tokens per second (padding does not count), the median step, the most memory the process held, the share of the
-machine's matrix rate that the model's own arithmetic reaches, and for ours where the time goes.
+machine's matrix rate that the model's own arithmetic reaches, and for ours where the time goes. A step lasts from the
+end of the one before to its own, where there is a GPU by the GPU's clock: the measurement waits for the last alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench import loops
-from bench.timing import device_name, machine_limits
+from bench.timing import Marks, device_name, machine_limits, process_peak_mib
 from bench.workload import DATA, SHAPES, Workload
+from fastdistill.batch import ahead
+from fastdistill.data.packing import Sequences
 from fastdistill.step import Runtime
 
 WARM_UP = 3  # steps, which compile whatever is to be compiled
 POOL = 128  # batches of text, from which our loader draws as from a whole corpus; the others take them in order
+LAUNCHED = 2**27  # clock cycles of a GPU, some 70 ms: to launch a step takes less
+MACHINE = "machine"  # a job beside the loops'
 Result = dict[str, Any]
 
 
-def flops_per_token(work: Workload, cached: bool = False) -> float:
-    """Matrix products of the teacher's forward pass, if it is run, and of both passes of the student.
+def model_flops(work: Workload, lengths: Tensor, cached: bool = False) -> float:
+    """What the models multiply for sequences of these lengths: the teacher forward, if it is run, the student thrice.
 
-    Attention is left out: it grows with the length.
+    Of a layer ``2 n (4 h^2 + 2 h i)`` for its weights and ``4 n^2 h`` for scores and values, h being its hidden size
+    and i its intermediate size.
+
+    Shapes:
+        lengths: ``(B,)`` n, the tokens of every sequence.
     """
+    tokens, pairs = int(lengths.sum()), int(lengths.square().sum())
 
-    def encoder(name: str) -> float:
+    def forward(name: str) -> float:
         layers, hidden, intermediate = SHAPES[name]
-        return layers * 2.0 * (4 * hidden * hidden + 2 * hidden * intermediate)
+        return layers * (2.0 * tokens * (4 * hidden * hidden + 2 * hidden * intermediate) + 4.0 * pairs * hidden)
 
-    return (0 if cached else encoder(work.teacher)) + 3 * encoder(work.student)
+    return (0 if cached else forward(work.teacher)) + 3 * forward(work.student)
 
 
 def measure(name: str, work: Workload, steps: int, runtime: Runtime) -> Result:
     """One loop in this process."""
     work.check()
     sequences = work.sequences((steps + WARM_UP + 1) * work.batch_size, most=POOL * work.batch_size)
-    tokens: list[int] = []
-    drawn: list[int] = []
-    moments: list[float] = []
-    losses: list[dict[str, float]] = []
+    marks = Marks(runtime.device)
+    lengths: list[Tensor] = []
+    losses: list[Mapping[str, float | Tensor]] = []
 
-    def after(count: int, texts: int, found: dict[str, float]) -> None:
-        tokens.append(count)
-        drawn.append(texts)
-        moments.append(time.perf_counter())  # every loop has waited for its losses by now
+    def after(drawn: Tensor, found: Mapping[str, float | Tensor]) -> None:
+        marks.set()
+        lengths.append(drawn)
         losses.append(found)
 
     torch.manual_seed(0)
     loops.LOOPS[name](work, sequences, runtime, steps + WARM_UP, after)
-    seconds = [b - a for a, b in zip(moments[WARM_UP - 1 :], moments[WARM_UP:], strict=False)]
-    rate = sum(tokens[WARM_UP:]) / sum(seconds)
+    seconds = marks.seconds()[WARM_UP - 1 :]
+    total, timed = sum(seconds), torch.cat(lengths[WARM_UP:]).long()
+    step_ms = 1000 * statistics.median(seconds)
     return {
         "loop": name,
-        "tokens_per_s": rate,
-        "sequences_per_s": sum(drawn[WARM_UP:]) / sum(seconds),
-        "step_ms": 1000 * statistics.median(seconds),
-        "flops_per_s": rate * flops_per_token(work, cached=name == "cached"),
-        "peak_mib": peak_mib(runtime.device),
-        "losses": losses,
-        **({"parts_ms": parts(work, sequences, runtime)} if name == "ours" else {}),
+        "tokens_per_s": int(timed.sum()) / total,
+        "sequences_per_s": len(timed) / total,
+        "pairs_per_s": int(timed.square().sum()) / total,
+        "step_ms": step_ms,
+        "flops_per_s": model_flops(work, timed, cached=name == "cached") / total,
+        "peak_mib": process_peak_mib(runtime.device),
+        "losses": [{term: float(value) for term, value in found.items()} for found in losses],
+        **({"parts_ms": parts(work, sequences, runtime, step_ms)} if name == "ours" else {}),
     }
 
 
-def peak_mib(device: torch.device) -> float:
-    """The most memory that this process has held: on the GPU, or else altogether."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
-    return int(line.split()[1]) / 2**10
+def parts(work: Workload, sequences: Sequences, runtime: Runtime, step_ms: float, steps: int = 10) -> dict[str, float]:
+    """Where the `step_ms` of our step go: median milliseconds of its parts, one after the other, and what they leave.
 
-
-def parts(work: Workload, sequences: Any, runtime: Runtime, steps: int = 10) -> dict[str, float]:
-    """Where the time of our step goes: median milliseconds of each part, run one after the other."""
+    A GPU is kept waiting until a step has been launched: a part is its kernels alone, and what they leave, the gaps,
+    is how long a step lets the GPU wait.
+    """
     step = loops.our_step(work, runtime)
-    times: dict[str, list[float]] = {}
-
-    def timed(name: str, call: Any) -> Any:
-        start = time.perf_counter()
-        result = call()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.setdefault(name, []).append(1000 * (time.perf_counter() - start))
-        return result
-
-    batches = loops.our_batches(work, sequences)
+    batches = ahead(loops.our_batches(work, sequences), runtime.device)
+    found: list[list[float]] = []
     for _ in range(steps + WARM_UP):
-        batch = timed("data", lambda: next(batches).to(runtime.device))
+        marks = Marks(runtime.device)
+        if runtime.device.type == "cuda":
+            torch.cuda._sleep(LAUNCHED)
+        marks.set()
+        batch = next(batches)
+        marks.set()
         with runtime.autocast():
-            target = timed("teacher", functools.partial(step.teach, batch))
-            output = timed("student forward", functools.partial(step.student, batch, step.objective.student_taps))
-            loss, _ = timed("losses", functools.partial(step.objective, output, target, batch))
-        timed("backward", loss.backward)
-        timed("update", lambda: step.update(loops.OPTIM.learning_rate))
-    return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+            target = step.teach(batch)
+            marks.set()
+            output = step.student(batch, step.objective.student_taps)
+            marks.set()
+            loss, _ = step.objective(output, target, batch)
+            marks.set()
+        loss.backward()
+        marks.set()
+        step.update(loops.OPTIM.learning_rate)
+        marks.set()
+        found.append(marks.seconds())
+    names = ("data", "teacher", "student forward", "losses", "backward", "update")
+    medians = [1000 * statistics.median(column) for column in zip(*found[WARM_UP:], strict=True)]
+    return dict(zip(names, medians, strict=True)) | {"gaps": step_ms - sum(medians)}
 
 
-def in_a_process(name: str, options: argparse.Namespace) -> Result:
-    """`measure` where nothing else has run."""
-    given = vars(options) | {"loops": name, "out": None, "child": True}
+def machine(device: torch.device) -> Result:
+    """What results depend on beside the workload, and what they are held to."""
+    return {
+        "device": device_name(device.type),
+        "torch": torch.__version__,
+        "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        **machine_limits(device.type, torch.bfloat16),
+    }
+
+
+def in_a_process(job: str, options: argparse.Namespace) -> Result:
+    """`measure` of a loop, or `machine`, where nothing else has run."""
+    given = vars(options) | {"out": None, "child": job}
     flags = [f"--{key}={value}" for key, value in given.items() if value is not None and not isinstance(value, bool)]
     flags += [f"--{key}" for key, value in given.items() if value is True]
     done = subprocess.run([sys.executable, "-m", "bench.step", *flags], capture_output=True, text=True)
     if done.returncode:
-        return {"loop": name, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
+        return {"loop": job, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
     result: Result = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def line(result: Result, first: Result, limits: dict[str, float]) -> str:
+def line(result: Result, first: Result, facts: Result) -> str:
     """A measurement in one line."""
     if "failed" in result:
         return f"{result['loop']:<12}failed: {result['failed']}"
     faster = result["tokens_per_s"] / first["tokens_per_s"] if "tokens_per_s" in first else float("nan")
     return (
         f"{result['loop']:<12}{result['tokens_per_s']:>9,.0f} tokens/s {faster:6.2f}x{result['step_ms']:9.1f} ms a step"
-        f"{result['peak_mib']:9,.0f} MiB{100 * result['flops_per_s'] / limits['flops_per_s']:6.1f} % of the matrix rate"
+        f"{result['peak_mib']:9,.0f} MiB{100 * result['flops_per_s'] / facts['flops_per_s']:6.1f} % of the matrix rate"
     )
 
 
@@ -149,29 +169,33 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
     parser.add_argument(
         "--loops",
-        default="published,compiled,textbrewer,ours,cached",
-        help="which, the first being what others are held to; fused is ours with torch.compile and CUDA graphs",
+        help="which, the first being what others are held to; fused is ours with torch.compile and CUDA graphs "
+        "(default published,compiled,textbrewer,ours,cached, and on a GPU fused)",
     )
     parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
     work = Workload(**{name: value for name, value in vars(options).items() if name in Workload.__dataclass_fields__})
-    names = loops.chosen(options.loops, work)
     if options.child:
-        print(json.dumps(measure(names[0], work, options.steps, Runtime(device, torch.bfloat16, 20, 200))))
+        runtime = Runtime(device, torch.bfloat16, 20, 200)
+        found = machine(device) if options.child == MACHINE else measure(options.child, work, options.steps, runtime)
+        print(json.dumps(found))
         return
-    limits = machine_limits(device.type, torch.bfloat16)
-    print(f"products {limits['flops_per_s'] / 1e12:.2f} TFLOP/s in bfloat16", flush=True)
+    usual = "published,compiled,textbrewer,ours,cached" + ",fused" * (device.type == "cuda")
+    names = loops.chosen(options.loops or usual, work)
+    facts = in_a_process(MACHINE, options)
+    if "failed" in facts:
+        sys.exit(f"error: {facts['failed']}")
+    print(f"products {facts['flops_per_s'] / 1e12:.2f} TFLOP/s in bfloat16", flush=True)
     results: list[Result] = []
     for name in names:
         results.append(in_a_process(name, options))
-        print(line(results[-1], results[0], limits), flush=True)
+        print(line(results[-1], results[0], facts), flush=True)
     for part, ms in next((r["parts_ms"] for r in results if "parts_ms" in r), {}).items():
         print(f"  {part:<16}{ms:9.1f} ms")
     if options.out:
         shape = {k: str(v) if isinstance(v, Path) else v for k, v in vars(work).items() if k != "data"}
-        facts = {"device": device_name(device.type), "torch": torch.__version__, **limits}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
 

@@ -1,12 +1,14 @@
-"""How one call is measured: its time, its memory; and what the machine could do at best."""
+"""How a call is measured, or a program's steps: time, memory; and what the machine could do at best."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import platform
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,51 @@ def _l2_filler() -> Tensor:
     """Four times the GPU's L2 cache: twice would do if it always gave up what is oldest."""
     size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     return torch.empty(4 * size, dtype=torch.uint8, device="cuda")
+
+
+class Marks:
+    """Moments in the work of a device: a GPU notes the time when it comes to them, and is not waited for.
+
+    So what a program launches ahead of its GPU is timed where it is done. On a CPU they are read from the clock.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.events: list[Any] = []
+        self.clock: list[float] = []
+
+    def set(self) -> None:
+        """One more moment: now, or when all that has been launched is done."""
+        if self.on_gpu:
+            self.events.append(torch.cuda.Event(enable_timing=True))
+            self.events[-1].record()
+        else:
+            self.clock.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """From each moment to the next; waits for the last one, once."""
+        if self.on_gpu:
+            self.events[-1].synchronize()
+            return [a.elapsed_time(b) / 1000 for a, b in pairwise(self.events)]
+        return [b - a for a, b in pairwise(self.clock)]
+
+
+def process_peak_mib(device: torch.device) -> float:
+    """The most memory that this process has held since `forget_peak`: on the GPU, or else altogether."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**10
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the most memory of this process from what it holds now."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)  # glibc holds on to what was freed
+        Path("/proc/self/clear_refs").write_text("5")  # as proc(5) has it
 
 
 def peak_mib(call: Call, device: str) -> float:

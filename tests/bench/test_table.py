@@ -93,6 +93,30 @@ def test_row_of_an_op_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "| - | - | - | - | - / - | 2.00 ms (flops), - |" in ops_table(broken, tmp_path, monkeypatch)[4]
 
 
+def steps_table(result: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    path = tmp_path / "bench" / "results" / "machine" / "step_sst2.json"
+    path.parent.mkdir(parents=True)
+    work = {"teacher": "bert-base", "student": "tinybert4", "text": "sst2", "length": 64, "blocks": False}
+    measured = {"machine": MACHINE, "workload": work | {"batch_size": 32}, "results": [result]}
+    path.write_text(json.dumps(measured))
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    return table.steps().splitlines()
+
+
+STEPS = {"loop": "ours", "tokens_per_s": 2000, "step_ms": 199.4, "peak_mib": 1566, "flops_per_s": 4.6e5}
+
+
+def test_row_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, row = steps_table(STEPS | {"pairs_per_s": 9}, tmp_path, monkeypatch)
+    assert row == "| sst2, 32 x own lengths up to 64 | fastdistill | 2,000 | 1.0x | 199 | 1,566 | 46 % |"
+
+
+def test_row_of_a_step_that_was_counted_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, row, empty, note = steps_table(STEPS, tmp_path, monkeypatch)
+    assert row.endswith("| 46 %* |")
+    assert (empty, note) == ("", table.AS_COUNTED_BEFORE)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "-"), (0.0, "< 0.001 ms"), (0.002, "0.002 ms"), (0.5, "0.50 ms"), (1234.56, "1234.6 ms")],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.opponents import EAGER
-from bench.timing import machine_limits, passes, peak_mib, timed
+from bench.timing import Marks, forget_peak, machine_limits, passes, peak_mib, process_peak_mib, timed
 from fastdistill_kernels.spec import Shape
 from fastdistill_kernels.specs import SOFT_CROSS_ENTROPY
 
@@ -102,6 +102,9 @@ class Gpu:
                 gpu.launch(0)
                 self.ms = gpu.gpu_ms
 
+            def synchronize(self) -> None:
+                gpu.host_ms = max(gpu.host_ms, self.ms)
+
             def elapsed_time(self, end: Any) -> float:
                 assert gpu.host_ms >= end.ms, "nobody waited for the end"
                 return float(end.ms - self.ms)
@@ -128,6 +131,28 @@ def test_on_a_gpu_the_hosts_time_is_left_out(
 
     assert [timed(lambda: call, "cuda") for _ in range(2)] == pytest.approx([expected] * 2, abs=0.01)
     assert cold == [True, True]
+
+
+def test_marks_of_a_gpu_wait_for_the_last_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu()
+    monkeypatch.setattr(torch.cuda, "Event", gpu.Event)
+    marks = Marks(torch.device("cuda"))
+    marks.set()
+    for ms in (1, 2, 3):
+        gpu.launch(ms)
+        marks.set()
+    assert gpu.host_ms < 0.1
+    assert marks.seconds() == pytest.approx([0.001, 0.002, 0.003], abs=2e-5)
+    assert gpu.host_ms == gpu.gpu_ms
+
+
+def test_marks_of_a_cpu_are_the_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([5.0, 5.25, 6.25])
+    monkeypatch.setattr("bench.timing.time.perf_counter", lambda: next(clock))
+    marks = Marks(torch.device("cpu"))
+    for _ in range(3):
+        marks.set()
+    assert marks.seconds() == [0.25, 1.0]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -161,6 +186,20 @@ def test_peak_memory_of_a_backward_pass() -> None:
     """Of sum(exp(x)): exp(x) is kept until its product with the incoming gradient is made."""
     call = passes(lambda x: x.exp().sum(), {"x": torch.ones(2**18)}, ("x",))["both"]()
     assert peak_mib(call, "cpu") == pytest.approx(2, abs=1e-3)
+
+
+def test_a_peak_is_forgotten() -> None:
+    """And what was freed is given back, also in pieces that malloc would hold on to; what is in use stays counted."""
+    cpu = torch.device("cpu")
+    forget_peak(cpu)
+    before = process_peak_mib(cpu)
+    pieces = [torch.ones(2**14) for _ in range(6400)]  # 400 MiB in pieces of 64 KiB
+    kept = torch.ones(2**24)  # and 64 that stay, above them
+    assert process_peak_mib(cpu) == pytest.approx(before + 464, abs=30)
+    del pieces
+    forget_peak(cpu)
+    assert process_peak_mib(cpu) == pytest.approx(before + 64, abs=30)
+    assert kept.sum() == 2**24
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

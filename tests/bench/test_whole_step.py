@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from torch import Tensor
 
 from bench import loops, step, workload
 from bench.workload import Workload
+from fastdistill import graphs
+from fastdistill.batch import Batch
 from fastdistill.data.packing import Sequences, collate
-from fastdistill.step import Runtime
+from fastdistill.models.teacher import Live
+from fastdistill.step import Runtime, Step
 from tests.tiny import make_texts, make_tokenizer
 
 FP32 = Runtime(torch.device("cpu"), torch.float32, 20, 200)
@@ -68,9 +77,10 @@ def test_padded_batches_hold_the_sequences(work: Workload) -> None:
 
 
 def losses(work: Workload, sequences: Sequences, loop: loops.Loop, steps: int) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = []
-    loop(work, sequences, FP32, steps, lambda _, __, values: found.append(values))
-    return found
+    """Read at the end, when a GPU would have come there."""
+    found: list[Mapping[str, float | Tensor]] = []
+    loop(work, sequences, FP32, steps, lambda _, values: found.append(values))
+    return [{name: float(value) for name, value in values.items()} for values in found]
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -109,6 +119,100 @@ def test_textbrewer_takes_as_many_steps(work: Workload, soft: bool) -> None:
     assert sum(found[-1].values()) < sum(found[0].values())
 
 
+class Watched:
+    """What a loop of ours does, in its order: the sizes of the batches whose gradients are taken, and ends of steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.copied: list[Batch] = []
+        self.events: list[int | str] = []
+        ahead, backward = loops.ahead, Step.backward
+
+        def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+            for batch in ahead(batches, device):
+                self.copied.append(batch)
+                yield batch
+
+        def watched(step: Step, batches: list[Batch]) -> dict[str, Tensor]:
+            assert [id(batch) for batch in batches] == [id(self.copied[-1])]
+            self.events.append(batches[0].num_tokens)
+            return backward(step, batches)
+
+        monkeypatch.setattr(loops, "ahead", copy_ahead)
+        monkeypatch.setattr(Step, "backward", watched)
+
+    def after(self, lengths: Tensor, values: Mapping[str, float | Tensor]) -> None:
+        assert all(isinstance(value, Tensor) for value in values.values())  # nobody has waited for them
+        assert lengths.tolist() == self.copied[-1].cu_seqlens.diff().tolist()
+        self.events.append("end")
+
+
+@pytest.mark.parametrize("name", ["ours", "cached"])
+def test_our_batches_are_copied_ahead_and_no_loss_is_waited_for(
+    name: str, work: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch)
+    loops.LOOPS[name](work, work.sequences(40), FP32, 5, watched.after)
+    assert watched.events[1::2] == ["end"] * 5
+
+
+def test_what_is_fused_has_met_all_shapes_before_the_first_step(
+    work: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And has learnt nothing from them."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    sequences = work.sequences(40)
+    expected = losses(work, sequences, loops.ours, 5)
+    assert losses(work, sequences, loops.ours_fused, 5)[0] == pytest.approx(expected[0], rel=1e-5)
+    watched = Watched(monkeypatch)
+    loops.ours_fused(work, sequences, FP32, 5, watched.after)
+    rehearsed, steps = watched.events[:5], watched.events[5:]
+    assert steps[1::2] == ["end"] * 5
+    assert steps[::2] == rehearsed
+
+
+def test_losses_outlive_the_replay_of_a_graph(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which writes the next ones to where these were."""
+    sequences = work.sequences(40)
+    expected = losses(work, sequences, loops.ours, 5)
+    our_step = loops.our_step
+
+    def replayed(*given: Any) -> Step:
+        step = our_step(*given)
+        for module in step.student.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.sparse = False  # as on a GPU
+        step.use_graphs(longest=64, most=40, parts=1)
+        return step
+
+    monkeypatch.setattr(graphs, "capture", lambda run, place, warm_up=2: (run, place))
+    monkeypatch.setattr(loops, "our_step", replayed)
+    for mine, theirs in zip(losses(work, sequences, loops.ours, 5), expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_the_teacher_is_gone_when_memory_is_counted_with_a_cache(
+    work: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers: list[weakref.ref[Live]] = []
+    gone: list[bool] = []
+
+    class Watched(Live):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            teachers.append(weakref.ref(self))
+
+    monkeypatch.setattr(loops, "Live", Watched)
+    forget_peak = loops.forget_peak
+
+    def forget(device: torch.device) -> None:
+        forget_peak(device)
+        gone.extend(teacher() is None for teacher in teachers)
+
+    monkeypatch.setattr(loops, "forget_peak", forget)
+    losses(work, work.sequences(40), loops.ours_cached, 1)
+    assert gone == [True]
+
+
 def test_our_batches_hold_as_many_tokens_as_theirs(work: Workload) -> None:
     sequences = work.sequences(40)
     batches = [batch for batch, _ in zip(loops.our_batches(work, sequences), range(10), strict=False)]
@@ -117,16 +221,51 @@ def test_our_batches_hold_as_many_tokens_as_theirs(work: Workload) -> None:
 
 def test_a_measurement(work: Workload) -> None:
     result = step.measure("ours", work, 3, FP32)
-    assert result["tokens_per_s"] > 0
+    json.dumps(result)
     assert len(result["losses"]) == 3 + step.WARM_UP
-    assert result["flops_per_s"] == pytest.approx(result["tokens_per_s"] * step.flops_per_token(work))
-    assert set(result["parts_ms"]) == {"data", "teacher", "student forward", "losses", "backward", "update"}
-    assert min(result["parts_ms"].values()) > 0
+    parts = result["parts_ms"]
+    assert list(parts) == ["data", "teacher", "student forward", "losses", "backward", "update", "gaps"]
+    assert min(ms for name, ms in parts.items() if name != "gaps") > 0
+    assert sum(parts.values()) == pytest.approx(result["step_ms"])
+
+
+def test_rates_are_of_the_steps_that_are_timed(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes half a second, and has a sequence of three tokens and one of five."""
+
+    def loop(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: loops.After) -> None:
+        for n in range(steps):
+            after(torch.tensor([3, 5] if n >= step.WARM_UP else [100], dtype=torch.int32), {"soft": torch.tensor(n)})
+
+    class Marks:
+        count = 0
+
+        def __init__(self, device: torch.device) -> None: ...
+
+        def set(self) -> None:
+            self.count += 1
+
+        def seconds(self) -> list[float]:
+            return [9.0] * (step.WARM_UP - 1) + [0.5] * (self.count - step.WARM_UP)
+
+    monkeypatch.setitem(loops.LOOPS, "cached", loop)
+    monkeypatch.setattr(step, "Marks", Marks)
+    result = step.measure("cached", work, 4, FP32)
+    assert result["losses"] == [{"soft": float(n)} for n in range(4 + step.WARM_UP)]
+    assert result["step_ms"] == 500
+    assert result["tokens_per_s"] == 16
+    assert result["sequences_per_s"] == 4
+    assert result["pairs_per_s"] == 68
+    assert result["flops_per_s"] == 2 * step.model_flops(work, torch.tensor([3, 5]), cached=True)
 
 
 def test_flops_by_hand() -> None:
-    """BERT-base: 12 layers of 4 x 768^2 + 2 x 768 x 3072 products, two operations each; three times TinyBERT4's."""
-    assert step.flops_per_token(Workload()) == 12 * 2 * 7077888 + 3 * 4 * 2 * (4 * 312**2 + 2 * 312 * 1200)
+    """BERT-base: 12 layers of 4 x 768^2 + 2 x 768 x 3072 products a token, two operations each, and attention's two
+    products of 768 for each pair of tokens of a sequence; three times TinyBERT4's."""
+    lengths = torch.tensor([10, 30])
+    teacher = 12 * (40 * 2 * 7077888 + (100 + 900) * 2 * 2 * 768)
+    student = 4 * (40 * 2 * (4 * 312**2 + 2 * 312 * 1200) + (100 + 900) * 2 * 2 * 312)
+    assert step.model_flops(Workload(), lengths) == teacher + 3 * student
+    assert step.model_flops(Workload(), lengths, cached=True) == 3 * student
 
 
 @pytest.mark.parametrize(
@@ -143,9 +282,58 @@ def test_errors_name_the_value(option: str, message: str, tmp_path: Path) -> Non
         step.main(["--cpu", f"--data={tmp_path}", option])
 
 
+FACTS = {"device": "a machine", "torch": "2", "allow_tf32": False, "copy_bytes_per_s": 1e9, "flops_per_s": 1e12}
+RESULT = {"tokens_per_s": 10.0, "step_ms": 1.0, "peak_mib": 1.0, "flops_per_s": 1e11, "losses": []}
+
+
 def test_a_loop_that_fails_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(step, "machine_limits", lambda *_: {"copy_bytes_per_s": 1e9, "flops_per_s": 1e12})
+    real = step.in_a_process
+    monkeypatch.setattr(step, "in_a_process", lambda job, given: FACTS if job == "machine" else real(job, given))
     step.main(["--cpu", f"--data={tmp_path}", "--loops=published"])  # a folder without texts
     assert "published   failed: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_first_process_leaves_the_device_to_others(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the loops that run by default have the one with graphs among them."""
+    jobs: list[str] = []
+
+    def run(job: str, _: object) -> dict[str, Any]:
+        jobs.append(job)
+        return FACTS if job == "machine" else RESULT | {"loop": job}
+
+    def refused(*_: object) -> None:
+        raise AssertionError("this belongs into a process of its own")
+
+    monkeypatch.setattr(step, "in_a_process", run)
+    for name in ("machine_limits", "device_name", "measure"):
+        monkeypatch.setattr(step, name, refused)
+    out = tmp_path / "out.json"
+    step.main([f"--{device}", f"--data={tmp_path}", f"--out={out}"])
+    names = ["published", "compiled", "textbrewer", "ours", "cached", *["fused"] * (device == "gpu")]
+    assert jobs == ["machine", *names]
+    written = json.loads(out.read_text())
+    assert written["machine"] == FACTS
+    assert [result["loop"] for result in written["results"]] == names
+
+
+def test_what_a_process_says_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "machine_limits", lambda *_: {"copy_bytes_per_s": 1e9, "flops_per_s": 1e12})
+    for allowed in (False, True):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
+        step.main(["--cpu", f"--data={tmp_path}", "--child=machine"])
+        said = json.loads(capsys.readouterr().out)
+        assert said.keys() == FACTS.keys()
+        assert said["allow_tf32"] is allowed
+
+
+def test_a_machine_that_cannot_be_measured_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "in_a_process", lambda job, _: {"loop": job, "failed": "no GPU"})
+    with pytest.raises(SystemExit, match="error: no GPU"):
+        step.main(["--cpu", f"--data={tmp_path}"])
