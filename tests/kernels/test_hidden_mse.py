@@ -200,6 +200,32 @@ def test_directions_of_small_and_large_states_in_float16(distance: str, size: fl
     assert {name: relative_rms(actual[name], truth[name]) < 2e-3 for name in truth} == dict.fromkeys(truth, True)
 
 
+@pytest.mark.parametrize("distance", ["squared", "normalized", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_states_that_are_not_projected_are_rounded_once(distance: str, dtype: torch.dtype) -> None:
+    """Those of the same values in float32, rounded (all but few ties)."""
+    h_s, h_t = randn(2, 40, 24).to(dtype)
+    found = []
+    for x, y in ((h_s, h_t), (h_s.float(), h_t.float())):
+        x = x.detach().requires_grad_()
+        (3e4 * hidden_mse(x, y, distance=distance)).backward()
+        found.append(x.grad)
+    assert (found[0] == found[1].to(dtype)).float().mean() > 0.98
+
+
+def test_a_large_difference_of_float16_states_stays_finite() -> None:
+    h_s = full((3, 8), 4e4).half().requires_grad_()
+    (1e-3 * hidden_mse(h_s, -h_s.detach())).backward()
+    torch.testing.assert_close(h_s.grad, torch.full_like(h_s, 1e-3 * 2 * 8e4 / 24))
+
+
+@pytest.mark.parametrize("weight", [None, "given"])
+def test_the_teacher_is_a_constant(weight: str | None) -> None:
+    inputs = SPEC.inputs(SHAPE, device=DEVICE)
+    h_t = [x.requires_grad_() for x in inputs["h_t"]]
+    assert not (hidden_mse(**inputs) if weight else hidden_mse([x.detach() for x in h_t], h_t)).requires_grad
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -221,6 +247,12 @@ def test_directions_of_small_and_large_states_in_float16(distance: str, size: fl
         ({"bias": (torch.zeros(16),) * 3}, "1 weights for 3 layers"),
         ({"h_t": (torch.zeros(21, 8),) * 3, "weight": None, "bias": torch.zeros(8)}, "pass weight"),
         ({"normalize": "padded"}, "pass cu_seqlens and max_seqlen"),
+        (
+            {"normalize": "padded", "cu_seqlens": torch.tensor([0, 21], dtype=torch.int32), "max_seqlen": 20},
+            "max_seqlen=20",
+        ),
+        ({"h_t": (torch.zeros(21, 16, device="meta"),) * 3}, "targets is on meta.*move it there"),
+        ({"h_t": (torch.zeros(21, 16, dtype=torch.int64),) * 3}, "states are torch.float32 and torch.int64"),
         ({"normalize": "padded", "cu_seqlens": torch.tensor([0, 21]), "max_seqlen": 21}, "torch.int64"),
         ({"normalize": "sum"}, "normalize='sum'"),
         ({"distance": "l1"}, "distance='l1': choose one of squared, normalized, cosine"),

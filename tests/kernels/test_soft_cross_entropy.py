@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from on_device import KERNELS_RUN, arange, full, rand, randint, randn, tensor, zeros
+from on_device import DEVICE, KERNELS_RUN, arange, full, rand, randint, randn, tensor, zeros
 from parity import HALF_AND_SINGLE, loss_and_gradients
 
 from fastdistill_kernels import soft_cross_entropy
@@ -119,7 +119,7 @@ def test_temperatures_rows_weights_and_padding(function: Callable[..., Any], for
     torch.testing.assert_close(student.grad, expected)
 
 
-EXPECTED = ((0.3, 7.0), (1.0, 1.0), (0.0, 0.0))  # the first are those that will arrive
+EXPECTED = ((0.3, 7.0), (1.0, 1.0), (0.0, 0.0), (0.3, 1.0), (1.0, 7.0))  # the first are those that will arrive
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
@@ -213,6 +213,61 @@ def test_a_label_that_is_no_class_is_noticed(label: int) -> None:
         soft_cross_entropy(z_s, z_t, labels, num_classes=5, ignore_index=-2)
 
 
+@pytest.mark.parametrize("row", [-1, 3, 10**9])
+def test_a_row_that_there_is_not_is_noticed(row: int) -> None:
+    memory = torch.full((5, 5), 7.0, device=DEVICE)
+    z_s, z_t = memory[1:4].requires_grad_(), randn(3, 5)
+    rows = tensor([0, row])
+    if KERNELS_RUN:
+        soft, hard = soft_cross_entropy(z_s, z_t, tensor([0, 1, 2]), rows=rows)
+        (gradient,) = torch.autograd.grad(soft + hard, z_s)
+        assert soft.isnan()
+        assert hard.isnan()
+        assert gradient[0].isnan().all()
+        return
+    with pytest.raises(
+        ValueError, match=f"rows are from {min(0, row)} to {max(0, row)}: pass some of 0 to 2, each once"
+    ):
+        soft_cross_entropy(z_s, z_t, rows=rows)
+
+
+@pytest.mark.skipif(KERNELS_RUN, reason="a GPU would have to be waited for")
+def test_a_row_that_comes_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="rows are from 0 to 1: pass some of 0 to 2, each once"):
+        soft_cross_entropy(*randn(2, 3, 5), rows=tensor([0, 1, 0]))
+
+
+@both
+@pytest.mark.parametrize("form", ["ce", "kl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_classes_masked_with_the_lowest_number(function: Callable[..., Any], form: str, dtype: torch.dtype) -> None:
+    z_s, z_t = randn(2, 6, 5).to(dtype)
+    expected = function(z_s, z_t, form=form)
+    masked = [torch.cat([z, torch.full_like(z[:, :1], torch.finfo(dtype).min)], 1) for z in (z_s, z_t)]
+    torch.testing.assert_close(function(*masked, form=form), expected)
+
+
+@pytest.mark.parametrize("form", ["ce", "kl"])
+def test_autocast_does_not_lower_the_loss(form: str) -> None:
+    z_s, z_t = randn(2, 40, 30)
+    labels = arange(40) % 30
+    expected = soft_cross_entropy(z_s, z_t, labels, form=form)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        torch.testing.assert_close(soft_cross_entropy(z_s, z_t, labels, form=form), expected)
+
+
+def test_more_rows_than_are_weighed_at_once() -> None:
+    z_s, z_t = randn(2, 3000, 3)
+    rows, weights = arange(2999, 499, -1), rand(3000)
+    soft, _ = soft_cross_entropy(z_s, z_t, rows=rows, row_weights=weights)
+    torch.testing.assert_close(soft, reference(z_s[500:], z_t[500:], row_weights=weights[500:])[0])
+
+
+def test_the_teacher_is_a_constant() -> None:
+    z_s, z_t = randn(2, 3, 8)
+    assert not any(x.requires_grad for x in soft_cross_entropy(z_s, z_t.requires_grad_()))
+
+
 def test_row_weights_are_constants() -> None:
     z_s, z_t = randn(2, 3, 8, requires_grad=True)
     weights = rand(3, requires_grad=True)
@@ -240,6 +295,15 @@ def test_weights_may_add_up_to_less_than_nothing(function: Callable[..., Any]) -
         ({"num_classes": 5}, "num_classes=5: must be from 1 to the narrower width, 4"),
         ({"teacher_temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature": float("inf")}, "temperature=inf: must be positive and finite"),
+        ({"rows": torch.tensor([True, False, True])}, r"rows are torch.bool: pass int64, with mask.*nonzero"),
+        ({"labels": torch.zeros(3, dtype=torch.int32)}, r"labels are torch.int32: pass int64, with .long\(\)"),
+        ({"rows": torch.zeros(4, dtype=torch.int64)}, r"rows are \(4,\).*each of the 3 rows at most once"),
+        ({"teacher_logits": torch.zeros(3, 4, device="meta")}, "teacher_logits is on meta.*move it there"),
+        ({"labels": torch.zeros(3, dtype=torch.int64, device="meta")}, "labels is on meta"),
+        ({"student_logits": torch.zeros(3, 4, dtype=torch.int64)}, "logits are torch.int64 and torch.float32"),
+        ({"expected_gradients": (1.0,)}, r"expected_gradients=\(1.0,\): pass two"),
+        (dict.fromkeys(("student_logits", "teacher_logits"), torch.zeros(3, 0)), "there must be classes"),
     ],
 )
 def test_errors_name_the_value(change: dict[str, Any], message: str) -> None:

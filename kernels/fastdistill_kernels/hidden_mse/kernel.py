@@ -1,9 +1,9 @@
 """`hidden_mse` in Triton: the student's states are projected and compared in registers.
 
-What reaches memory is d_p ``(L, T, D_T)`` in the dtype of the products: half the gradient of the summed distances for
-the projected states ``p = h_s W^T + b``, which is ``p - h_t`` for the squared one. From it the backward pass takes the
-gradients for states, W and b. Layers share one weight, or have one each. Directions are compared a whole row at a time,
-so that p goes to memory first, into the place of d_p.
+What reaches memory is d_p ``(L, T, D_T)``, in the dtype of the products, float32 where there are none: half the
+gradient of the summed distances for the projected states ``p = h_s W^T + b``, which is ``p - h_t`` for the squared one.
+From it the backward pass takes the gradients for states, W and b. Layers share one weight, or have one each. Directions
+are compared a whole row at a time, so that p goes to memory first, into the place of d_p.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import divisor, finish, for_product, known, pick, precision, room, store
+from ..shared.kernel import divisor, finish, for_product, known, pick, precision, room, rounded, store
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -47,7 +47,7 @@ def forward_kernel(
                 matrix + columns[None, :] * D_S + inner[:, None],
                 mask=(columns < D_T)[None, :] & (inner < D_S)[:, None], other=0.0,
             )  # fmt: skip
-            x, w = for_product(x.to(dtype)), for_product(w.to(dtype))
+            x, w = for_product(rounded(x, dtype)), for_product(rounded(w, dtype))
             projected = tl.dot(x, w, projected, input_precision=PRECISION)
         if HAS_BIAS:
             vector = bias[0] if SHARED else pick(bias, layer, L)
@@ -127,7 +127,7 @@ def states_gradient_kernel(
                 matrix + inner[:, None] * D_S + columns[None, :],
                 mask=(inner < D_T)[:, None] & (columns < D_S)[None, :], other=0.0,
             )  # fmt: skip
-            total = tl.dot(for_product(d), for_product(w.to(dtype)), total, input_precision=PRECISION)
+            total = tl.dot(for_product(d), for_product(rounded(w, dtype)), total, input_precision=PRECISION)
     else:
         at = d_p + row * D_T + columns[None, :]
         total = tl.load(at, mask=there & (columns < D_T)[None, :], other=0.0).to(tl.float32)
@@ -161,7 +161,7 @@ def weight_gradient_kernel(
                 states + token[:, None] * stride_s + ins[None, :], mask=there[:, None] & (ins < D_S)[None, :], other=0.0
             )
             sums += tl.sum(d.to(tl.float32), axis=0)
-            x = for_product(x.to(d_p.dtype.element_ty))
+            x = for_product(rounded(x, d_p.dtype.element_ty))
             total = tl.dot(tl.trans(for_product(d)), x, total, input_precision=PRECISION)
     to = partial + (split * tl.num_programs(1) + group).to(tl.int64) * (D_T * (D_S + 1))
     tl.store(to + outs[:, None] * D_S + ins[None, :], total, mask=(outs < D_T)[:, None] & (ins < D_S)[None, :])

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.packed import Layers, as_layers, check_cu_seqlens, check_normalize
-from ..device import runs_in_triton
+from ..attention.packed import Layers, as_layers, check_cu_seqlens, check_normalize, sequence_lengths
+from ..device import check_devices, runs_in_triton
 
 DISTANCES = ("squared", "normalized", "cosine")
 
@@ -41,7 +41,8 @@ def hidden_mse(
             ``mean of |p / |p| - t / |t||^2`` and "cosine" for ``mean of 1 - cos(p, t)``, means over rows, for which a
             row of zeros stays zero.
         cu_seqlens, max_seqlen: the packed layout, ``(B + 1,)`` int32 and the length that all sequences are padded to;
-            for "padded" only.
+            for "padded" only. Lengths that are not those of the states are refused on a CPU; a GPU, which would have
+            to be waited for, notices only that they are too few.
         normalize: "tokens" divides by ``T * D_t`` (by T where directions are compared); "padded" puts
             ``B * max_seqlen`` for T, the mean that TinyBERT's code would take over padded states if their pad rows were
             equal, which they are not.
@@ -50,12 +51,13 @@ def hidden_mse(
         ``()`` float32 (float64 for float64 states), 0 for an empty batch.
 
     Raises:
-        ValueError: states or a projection whose shapes do not fit, an unknown distance, or "padded" without the layout.
+        ValueError: states or a projection whose shapes, dtypes or devices do not fit, an unknown distance, or "padded"
+            without the layout, or with one that cannot be that of the states.
 
     Source: TinyBERT (arXiv 1909.10351), equations 8 and 9; Patient-KD (arXiv 1908.09355), section 3.2; DistilBERT
         (arXiv 1910.01108), section 2.
     """
-    states, targets = as_layers(h_s), as_layers(h_t)
+    states, targets = as_layers(h_s), [x.detach() for x in as_layers(h_t)]
     weights, biases = ([] if x is None else as_layers(x) for x in (weight, bias))
     _check(states, targets, weights, biases)
     check_normalize(normalize)
@@ -66,11 +68,19 @@ def hidden_mse(
         if cu_seqlens is None or max_seqlen is None:
             raise ValueError("normalize='padded' counts padded rows: pass cu_seqlens and max_seqlen")
         check_cu_seqlens(cu_seqlens)
+        if states[0].device.type == "cpu" and not torch.compiler.is_compiling():
+            sequence_lengths(cu_seqlens, num_rows, max_seqlen)
+        if (cu_seqlens.numel() - 1) * max_seqlen < num_rows:
+            raise ValueError(
+                f"{cu_seqlens.numel() - 1} sequences of max_seqlen={max_seqlen} have no room for {num_rows} tokens: "
+                "pass the length that all are padded to"
+            )
         num_rows = (cu_seqlens.numel() - 1) * max_seqlen
     num_entries = max(1, num_rows * (targets[0].shape[-1] if distance == "squared" else 1))
     if runs_in_triton(states[0]):
         lowered = bool(weights) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if lowered else states[0].dtype
+        dtype = dtype if weights else torch.float32  # without products nothing is rounded before the gradient itself
         with_grads = torch.is_grad_enabled() and any(x.requires_grad for x in (*states, *weights, *biases))
         loss: Tensor
         loss, _ = _forward(states, targets, weights, biases, num_entries, distance, dtype, with_grads)
@@ -79,7 +89,7 @@ def hidden_mse(
     for layer, (x, y) in enumerate(zip(states, targets, strict=True)):
         if weights:
             x = F.linear(x, *(p[layer if len(p) > 1 else 0].to(x.dtype) for p in (weights, biases) if p))
-        losses.append(_sum_of_distances(x, y.detach(), distance))
+        losses.append(_sum_of_distances(x, y, distance))
     return torch.stack(losses).sum() / num_entries
 
 
@@ -175,6 +185,9 @@ def _check(h_s: list[Tensor], h_t: list[Tensor], weight: list[Tensor], bias: lis
     if len(h_s) != len(h_t) or not h_s:
         raise ValueError(f"{len(h_s)} student and {len(h_t)} teacher layers: pass as many of each, at least one")
     for x, y in zip(h_s, h_t, strict=True):
+        check_devices(h_s[0], states=x, targets=y)
+        if not (x.is_floating_point() and y.is_floating_point()):
+            raise ValueError(f"states are {x.dtype} and {y.dtype}: both must be floating")
         if x.dim() != 2 or y.dim() != 2 or x.shape[0] != y.shape[0]:
             raise ValueError(
                 f"states are {tuple(x.shape)} and {tuple(y.shape)}: pass (tokens, size), the same tokens on both sides"
@@ -191,6 +204,8 @@ def _check(h_s: list[Tensor], h_t: list[Tensor], weight: list[Tensor], bias: lis
     for name, found in (("weights", weight), ("biases", bias)):
         if len(found) not in (0, 1, len(h_s)) or (bias and len(weight) != len(bias)):
             raise ValueError(f"{len(found)} {name} for {len(h_s)} layers: pass one, or one for each layer")
+    for parameter in (*weight, *bias):
+        check_devices(h_s[0], parameter=parameter)
     for w in weight:
         if w.shape != (size_t, size_s):
             raise ValueError(f"weight is {tuple(w.shape)}: torch.nn.Linear's layout here is ({size_t}, {size_s})")

@@ -44,12 +44,18 @@ def rounded_to_tf32(x):
 
 
 @triton.jit
-def store(pointer, x, mask):
-    """Stores float32 in the dtype of `pointer`, rounded to nearest."""
-    if UPCAST and pointer.dtype.element_ty == tl.bfloat16:  # the interpreter would cut the bits off
+def rounded(x, dtype: tl.constexpr):
+    """`x` in `dtype`, rounded to nearest."""
+    if UPCAST and dtype == tl.bfloat16 and x.dtype == tl.float32:  # the interpreter would cut the bits off
         bits = x.to(tl.int32, bitcast=True)
         x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-    tl.store(pointer, x.to(pointer.dtype.element_ty), mask=mask)
+    return x.to(dtype)
+
+
+@triton.jit
+def store(pointer, x, mask):
+    """Stores float32 in the dtype of `pointer`, rounded to nearest."""
+    tl.store(pointer, rounded(x, pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_partials", "entries", "num_sequences", "max_seqlen"])

@@ -24,7 +24,8 @@ class SoftLabels(Numbers):
         inverse = torch.where(total != 0, 1 / total, 0.0)
         out = z_s.new_zeros(z_s.shape) if with_gradient else z_s.new_empty(0)
         expected = (self.expected_soft, self.expected_hard) if with_gradient else None
-        soft, hard = self._walk(z_s, z_t, labels, counted, weights * inverse, kl, expected, out)
+        with torch.autocast(z_s.device.type, enabled=False):  # which would lower the sums
+            soft, hard = self._walk(z_s, z_t, labels, counted, weights * inverse, kl, expected, out)
         stats = z_s.new_empty((4 if labels is None else 5, len(z_s if rows is None else rows)), dtype=torch.float32)
         return soft, hard, out, stats, inverse
 
@@ -49,6 +50,10 @@ class SoftLabels(Numbers):
         """Which rows take part, and the weight of each."""
         dtype = torch.promote_types(z_s.dtype, torch.float32)
         chosen = torch.arange(len(z_s), device=z_s.device) if rows is None else rows
+        if rows is not None and len(rows):
+            low, high = (int(x) for x in rows.aminmax())
+            if low < 0 or high >= len(z_s) or len(rows.unique()) < len(rows):
+                raise ValueError(f"rows are from {low} to {high}: pass some of 0 to {len(z_s) - 1}, each once")
         weights = torch.ones_like(chosen, dtype=dtype) if row_weights is None else row_weights[chosen].to(dtype)
         if labels is not None:
             weights = torch.where(labels[chosen] == self.ignore_index, 0.0, weights)

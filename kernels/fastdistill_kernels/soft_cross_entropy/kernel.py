@@ -21,9 +21,10 @@ NOWHERE = tl.constexpr(-1e30)  # a logit that no softmax sees, and that stays fi
 
 
 @triton.jit
-def _row(rows, program, HAS_ROWS: tl.constexpr):
-    """The row of the logits that a program works on."""
-    return tl.load(rows + program).to(tl.int64) if HAS_ROWS else program.to(tl.int64)
+def _row(rows, program, logits, HAS_ROWS: tl.constexpr):
+    """The row of the logits that a program works on; any row where there is no such one, for all is NaN then."""
+    row = tl.load(rows + program).to(tl.int64) if HAS_ROWS else program.to(tl.int64)
+    return tl.where((row < 0) | (row >= logits), 0, row)
 
 
 @triton.jit
@@ -43,7 +44,9 @@ def _weight(
 
 @triton.jit
 def _load(pointer, there):
-    return tl.where(there, tl.load(pointer, mask=there, other=0.0).to(tl.float32), NOWHERE)
+    x = tl.load(pointer, mask=there, other=0.0).to(tl.float32)
+    lowest = (x < NOWHERE) & (x > float("-inf"))  # as what masks classes writes it: -inf once it is scaled
+    return tl.where(there & ~lowest, x, NOWHERE)
 
 
 @triton.jit
@@ -64,32 +67,34 @@ def _write_gradient(
         store(out + places, tl.where(weight != 0.0, g, 0.0), mask=places < width)
 
 
-@triton.jit(do_not_specialize=["num_rows", "ignore_index"])
+@triton.jit(do_not_specialize=["num_rows", "logits", "ignore_index"])
 def weight_kernel(
-    labels, rows, row_weights, inverse, num_rows, ignore_index,
+    labels, rows, row_weights, inverse, num_rows, logits, ignore_index,
     HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """inverse ``()``: 1 / sum of weights, 0 if no row counts."""
+    """inverse ``()``: 1 / sum of weights, 0 if no row counts, NaN if one is not among the `logits` rows."""
     total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, num_rows, BLOCK):
         places = first + tl.arange(0, BLOCK)
         there = places < num_rows
         row = tl.load(rows + places, mask=there, other=0).to(tl.int64) if HAS_ROWS else places.to(tl.int64)
+        missing = (row < 0) | (row >= logits)
+        row = tl.where(missing, 0, row)
         weight = tl.where(there, 1.0, 0.0)
         if HAS_WEIGHTS:
             weight = tl.load(row_weights + row, mask=there, other=0.0).to(tl.float32)
         if HAS_LABELS:
             label = tl.load(labels + row, mask=there, other=0)
             weight = tl.where(label == ignore_index, 0.0, weight)
-        total += weight
+        total += tl.where(there & missing, float("nan"), weight)
     everything = tl.sum(total, axis=0)
     tl.store(inverse, tl.where(everything != 0.0, 1.0 / tl.where(everything != 0.0, everything, 1.0), 0.0))
 
 
-@triton.jit(do_not_specialize=["num_rows", "classes", "width", "ignore_index"])
+@triton.jit(do_not_specialize=["num_rows", "logits", "classes", "width", "ignore_index"])
 def loss_kernel(
     z_s, z_t, labels, rows, row_weights, inverse, stats, sums, out,
-    num_rows, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, expected_soft, expected_hard,
+    num_rows, logits, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, expected_soft, expected_hard,
     ignore_index,
     KL: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
     WITH_GRADIENT: tl.constexpr, BLOCK: tl.constexpr, A: tl.constexpr,
@@ -100,7 +105,7 @@ def loss_kernel(
     """
     program = tl.program_id(0)
     classes, width, stride_s, stride_t = known(classes, A), known(width, A), known(stride_s, A), known(stride_t, A)
-    row = _row(rows, program, HAS_ROWS)
+    row = _row(rows, program, logits, HAS_ROWS)
     weight, label = _weight(row_weights, labels, row, ignore_index, classes, HAS_WEIGHTS, HAS_LABELS)
     student, teacher = z_s + row * stride_s, z_t + row * stride_t
     places = tl.arange(0, BLOCK)
@@ -158,10 +163,10 @@ def finish_kernel(sums, inverse, soft, hard, num_rows, factor, BLOCK: tl.constex
     tl.store(hard, tl.sum(sum_hard, axis=0) * one_over)
 
 
-@triton.jit(do_not_specialize=["num_rows", "classes", "width", "ignore_index"])
+@triton.jit(do_not_specialize=["num_rows", "logits", "classes", "width", "ignore_index"])
 def gradient_kernel(
     z_s, z_t, labels, rows, row_weights, inverse, stats, d_soft, d_hard, out,
-    num_rows, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, expected_soft, expected_hard,
+    num_rows, logits, classes, width, stride_s, stride_t, inverse_s, inverse_t, factor, expected_soft, expected_hard,
     ignore_index,
     HAS_D_SOFT: tl.constexpr, HAS_D_HARD: tl.constexpr, IN_PLACE: tl.constexpr,
     HAS_LABELS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr, A: tl.constexpr,
@@ -172,7 +177,7 @@ def gradient_kernel(
     """
     program = tl.program_id(0)
     classes, width, stride_s, stride_t = known(classes, A), known(width, A), known(stride_s, A), known(stride_t, A)
-    row = _row(rows, program, HAS_ROWS)
+    row = _row(rows, program, logits, HAS_ROWS)
     weight, label = _weight(row_weights, labels, row, ignore_index, classes, HAS_WEIGHTS, HAS_LABELS)
     weight *= tl.load(inverse)
     soft = tl.load(d_soft) if HAS_D_SOFT else 0.0
@@ -204,7 +209,7 @@ class SoftLabels(Numbers):
         soft, hard, inverse = (sums.new_empty(()) for _ in range(3))
         out = _room(z_s, rows) if with_gradient else z_s.new_empty(0)
         optional, flags = _optional(labels, rows, row_weights, stats)
-        weight_kernel[(1,)](*optional, inverse, num_rows, self.ignore_index, **flags, BLOCK=2048, num_warps=8)
+        weight_kernel[(1,)](*optional, inverse, num_rows, len(z_s), self.ignore_index, **flags, BLOCK=2048, num_warps=8)
         if num_rows > 0:
             z_s, z_t = _rowwise(z_s), _rowwise(z_t)
             loss_kernel[(num_rows,)](
@@ -239,9 +244,9 @@ class SoftLabels(Numbers):
         return divisor(self.classes, z_s.shape[1], z_s.stride(0), z_t.stride(0))
 
     def _numbers(self, z_s: Tensor, z_t: Tensor) -> tuple[float, ...]:
-        """From `classes` to `ignore_index`, as both kernels take them."""
+        """From `logits` to `ignore_index`, as both kernels take them."""
         return (
-            self.classes, z_s.shape[1], z_s.stride(0), z_t.stride(0), 1.0 / self.temperature_s,
+            len(z_s), self.classes, z_s.shape[1], z_s.stride(0), z_t.stride(0), 1.0 / self.temperature_s,
             1.0 / self.temperature_t, self.factor, self.expected_soft, self.expected_hard, self.ignore_index,
         )  # fmt: skip
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..device import runs_in_triton
+from ..device import check_devices, runs_in_triton
 from . import chunked
 
 
@@ -35,14 +36,16 @@ def soft_cross_entropy(
     Args:
         student_logits: ``(..., C)``.
         teacher_logits: ``(..., C)``; a constant, it never receives gradients.
-        labels: ``(...)`` int64 gold classes; a row labelled `ignore_index` takes part in neither mean.
-        temperature: softens both distributions of the soft term.
+        labels: ``(...)`` int64 gold classes; a row labelled `ignore_index` takes part in neither mean. A label that is
+            no class is refused on a CPU, and makes results NaN on a GPU, which would have to be waited for.
+        temperature: softens both distributions of the soft term; finite.
         teacher_temperature: softens the teacher's instead, where it is to differ.
         form: "ce", or "kl" for KL(p_t || p_s), which has the same gradient and is 0 for equal logits.
         scale_by_temperature_squared: multiply the soft term by temperature^2 (by temperature * teacher_temperature
             where they differ), so that its gradient keeps its size.
         ignore_index: the label of rows to leave out.
-        rows: ``(R,)`` int64, the rows (of all leading dimensions as one) that take part, each once; default all.
+        rows: ``(R,)`` int64, the rows (of all leading dimensions as one) that take part, each once; default all. One
+            that there is not is refused on a CPU, and makes all results NaN on a GPU.
         row_weights: ``(...)``, constant weights of the rows in both means, which are divided by the weights' sum.
         num_classes: classes that are real, where logits are padded to other widths; default the width of both.
         expected_gradients: the weights that soft and hard will have in what is differentiated. The forward pass
@@ -54,16 +57,19 @@ def soft_cross_entropy(
         no row takes part.
 
     Raises:
-        ValueError: logits, labels or weights of shapes that do not fit, an unknown form, or a temperature that is not
-            positive.
+        ValueError: logits, labels, rows or weights of shapes, dtypes or devices that do not fit, an unknown form, or a
+            temperature that is not positive and finite; on a CPU rows that there are not or that come twice.
+        IndexError: on a CPU, a label that is no class.
 
     Source: Hinton et al. (arXiv 1503.02531), section 2; TinyBERT (arXiv 1909.10351), equation 10.
     """
     temperature_t = temperature if teacher_temperature is None else teacher_temperature
-    _check(student_logits, teacher_logits, labels, row_weights, num_classes, form, temperature, temperature_t)
+    _check(student_logits, teacher_logits, labels, rows, row_weights, num_classes, form, temperature, temperature_t)
+    if len(expected_gradients) != 2:
+        raise ValueError(f"expected_gradients={expected_gradients}: pass two, of soft and of hard")
     classes = student_logits.shape[-1] if num_classes is None else num_classes
     factor = temperature * temperature_t if scale_by_temperature_squared else 1.0
-    z_s, z_t = student_logits.flatten(0, -2), teacher_logits.flatten(0, -2)
+    z_s, z_t = student_logits.flatten(0, -2), teacher_logits.detach().flatten(0, -2)
     labels, rows, row_weights = (
         None if x is None else x.detach().flatten().contiguous() for x in (labels, rows, row_weights)
     )
@@ -191,11 +197,15 @@ def _check(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor | None,
+    rows: Tensor | None,
     row_weights: Tensor | None,
     num_classes: int | None,
     form: str,
     *temperatures: float,
 ) -> None:
+    check_devices(student_logits, teacher_logits=teacher_logits, labels=labels, rows=rows, row_weights=row_weights)
+    if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
+        raise ValueError(f"logits are {student_logits.dtype} and {teacher_logits.dtype}: both must be floating")
     if student_logits.dim() < 2 or student_logits.shape[:-1] != teacher_logits.shape[:-1]:
         raise ValueError(
             f"logits are {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}: pass (..., classes) for the "
@@ -209,11 +219,20 @@ def _check(
         )
     if num_classes is not None and not 0 < num_classes <= min(widths):
         raise ValueError(f"num_classes={num_classes}: must be from 1 to the narrower width, {min(widths)}")
+    if 0 in widths:
+        raise ValueError(f"logits are {tuple(student_logits.shape)}: there must be classes")
     for name, x in (("labels", labels), ("row_weights", row_weights)):
         if x is not None and x.shape != student_logits.shape[:-1]:
             raise ValueError(f"{name} are {tuple(x.shape)}: must be {tuple(student_logits.shape[:-1])}, one per row")
+    for name, x in (("labels", labels), ("rows", rows)):
+        if x is not None and x.dtype != torch.int64:
+            remedy = "mask.flatten().nonzero()[:, 0]" if x.dtype == torch.bool else ".long()"
+            raise ValueError(f"{name} are {x.dtype}: pass int64, with {remedy}")
+    num_rows = student_logits.shape[:-1].numel()
+    if rows is not None and (rows.dim() != 1 or len(rows) > num_rows):
+        raise ValueError(f"rows are {tuple(rows.shape)}: pass (R,), each of the {num_rows} rows at most once")
     if form not in ("ce", "kl"):
         raise ValueError(f"form={form!r}: choose 'ce' or 'kl'")
     for temperature in temperatures:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: must be positive")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature={temperature}: must be positive and finite")
