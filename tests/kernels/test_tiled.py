@@ -236,6 +236,45 @@ def test_second_derivative_is_refused(spec: Spec) -> None:
         gradient.sum().backward()
 
 
+@each_algorithm
+def test_a_teacher_that_requires_grad_is_a_constant(spec: Spec) -> None:
+    inputs = spec.inputs(RAGGED, device=DEVICE)
+    a_s, _, *teacher = operands(inputs)
+    for x in teacher:
+        x.requires_grad_()
+    assert not spec.op(**inputs).requires_grad
+    a_s.requires_grad_()
+    spec.op(**inputs).backward()
+    assert a_s.grad is not None
+    assert all(x.grad is None for x in teacher)
+
+
+@each_spec
+def test_layers_from_generators(spec: Spec) -> None:
+    inputs = spec.inputs(replace(RAGGED, layers=2), device=DEVICE)
+    once = {name: iter(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
+    torch.testing.assert_close(spec.op(**once), spec.op(**inputs))
+
+
+@each_spec
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cu_seqlens": [0, 35]}, r"cu_seqlens=\[0, 35\]: pass cumulative lengths as a tensor"),
+        ({"cu_seqlens": torch.zeros(2, dtype=torch.int32, device="meta")}, f"cu_seqlens is on meta.* on {DEVICE}"),
+        (dict.fromkeys((2, 3), torch.zeros(35, 3, 16, device="meta")), f"teacher operands are on meta.* on {DEVICE}"),
+        ({1: torch.zeros(35, 3, 8, device="meta")}, f"student operands are on meta.* on {DEVICE}"),
+        (dict.fromkeys((0, 1), torch.zeros(35, 3, 0, device=DEVICE)), r"student operands are \(35, 3, 0\): give"),
+        (dict.fromkeys(range(4), torch.zeros(35, 0, 8, device=DEVICE)), r"student operands are \(35, 0, 8\): give"),
+    ],
+)
+def test_operands_that_cannot_be_compared_are_refused(spec: Spec, change: dict[Any, Any], message: str) -> None:
+    inputs = spec.inputs(RAGGED, device=DEVICE)
+    names = list(inputs)
+    with pytest.raises(ValueError, match=message):
+        spec.op(**{**inputs, **{names[k] if isinstance(k, int) else k: v for k, v in change.items()}})
+
+
 @each_spec
 def test_empty_sequences_among_others_change_nothing(spec: Spec) -> None:
     inputs = spec.inputs(RAGGED, device=DEVICE)

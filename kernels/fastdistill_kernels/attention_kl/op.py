@@ -47,8 +47,9 @@ def attention_kl(
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
 
     Raises:
-        ValueError: operands of different tokens, heads or dtypes, a layout that does not fit them, relation heads that
-            do not divide a hidden size, or a temperature that is not positive.
+        ValueError: operands of different tokens, heads, dtypes or devices, a layout that does not fit them, relation
+            heads that do not divide a hidden size, or a temperature that is not positive; on a GPU also heads of more
+            than 256.
 
     Source: MiniLM (arXiv 2002.10957), sections 3.1 and 3.2; MiniLMv2 (arXiv 2012.15828), section 3.1.
     """

@@ -43,8 +43,8 @@ def attention_prob_mse(
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
 
     Raises:
-        ValueError: operands of different tokens, heads or dtypes, a layout that does not fit them, or a temperature
-            that is not positive.
+        ValueError: operands of different tokens, heads, dtypes or devices, a layout that does not fit them, or a
+            temperature that is not positive; on a GPU also heads of more than 256.
 
     Source: TinyBERT (arXiv 1909.10351), section 3.1, where it is the alternative to raw scores.
     """

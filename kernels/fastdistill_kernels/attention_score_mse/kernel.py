@@ -1,4 +1,4 @@
-"""The Gram form of `attention_score_mse` in Triton; see `gram.py` for the algebra.
+"""The Gram form of `attention_score_mse` in Triton; see `joined.py` for the algebra.
 
 With ``x = [q_s, q_t]``, ``y = [k_s, k_t]`` of one map and ``c = [scale_s, ..., -scale_t, ...]`` the loss is
 ``sum of c_i c_j (x^T x)_ij (y^T y)_ij`` and the gradients are the first d_s columns of ``2 scale_s (c x) (y^T y)`` and

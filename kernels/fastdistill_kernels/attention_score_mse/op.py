@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention.op import SCORE_MSE, attention_loss, define_attention_op
-from ..attention.packed import Layers, as_layers
+from ..attention.packed import Layers, as_layers, check_cu_seqlens
 from ..attention.tiled import MapsLoss, by_tiles
 from ..device import runs_in_triton
 from .joined import WIDEST, columns_together, differences, gram, gram_pays
@@ -49,17 +49,19 @@ def attention_score_mse(
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
 
     Raises:
-        ValueError: operands of different tokens, heads or dtypes, or a layout that does not fit them.
+        ValueError: operands of different tokens, heads, dtypes or devices, or a layout that does not fit them; on a
+            GPU also heads of more than 256, and for "gram" of more than 256 in student and teacher together.
 
     Source: TinyBERT (arXiv 1909.10351), equation 7.
     """
     if algorithm not in ("auto", "tiled", "gram"):
         raise ValueError(f"algorithm={algorithm!r}: choose 'auto', 'tiled' or 'gram'")
-    if algorithm == "auto" and all(map(runs_in_triton, as_layers(q_s)[:1])):
-        pays = _gram_pays_on_a_gpu(as_layers(q_s), as_layers(q_t), cu_seqlens, max_seqlen)
+    check_cu_seqlens(cu_seqlens)
+    layers = as_layers(q_s), as_layers(k_s), as_layers(q_t), as_layers(k_t)  # once: each may be a generator
+    if algorithm == "auto" and all(map(runs_in_triton, layers[0][:1])):
+        pays = _gram_pays_on_a_gpu(layers[0], layers[2], cu_seqlens, max_seqlen)
         algorithm = "gram" if pays else "tiled"
-    operands = (q_s, k_s, q_t, k_t)
-    return attention_loss(_OP, *operands, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, algorithm=algorithm)
+    return attention_loss(_OP, *layers, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, algorithm=algorithm)
 
 
 def _gram_pays_on_a_gpu(q_s: list[Tensor], q_t: list[Tensor], cu_seqlens: Tensor, max_seqlen: int) -> bool:
