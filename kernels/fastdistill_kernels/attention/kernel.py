@@ -260,7 +260,9 @@ class Tiled:
         tiles = _tiles(max_seqlen, like, a_t[0])
         whole = self.kind == PROB_MSE.value and max_seqlen <= 128 and max(like.shape[-1], a_t[0].shape[-1]) <= 64
         if whole:  # of longer rows, or wider heads, too little would fit into registers
-            tiles |= {"N": max(16, triton.next_power_of_2(max_seqlen)), "num_stages": 1}
+            single = max(like.dtype.itemsize, a_t[0].dtype.itemsize) > 2
+            rows = {"M": 16} if single and tiles["M"] == 32 else {}
+            tiles |= {"N": max(16, triton.next_power_of_2(max_seqlen)), "num_stages": 1} | rows
         blocks = triton.cdiv(max_seqlen, tiles["M"])
         partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
         forward_kernel[(len(partial),)](
@@ -337,7 +339,7 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
         "BLOCK_DS": pads[0],
         "BLOCK_DT": pads[1],
         "M": side,
-        "N": min(32, side) if single else side,
-        "num_warps": 8 if side == 64 else 4,
-        "num_stages": 1 if single else 2,
+        "N": max(16, side // 2) if single else side,
+        "num_warps": 8 if side == 64 or (single and side == 32) else 4,
+        "num_stages": 1 if single and side == 64 else 2,
     }

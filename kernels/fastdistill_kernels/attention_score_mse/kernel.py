@@ -172,7 +172,7 @@ def forward(
     gram_kernel[(maps * stretches, W // C)](
         *(tuple(x) for x in sides), cu_seqlens, grams, sums, partial, num_tokens, stretches, scale_s, scale_t,
         *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-        **sizes(*sides), BLOCK_DS=BLOCK_DS, W=W, C=C, STRETCH=STRETCH, WHOLE=whole, **_tokens(like, a_t[0]),
+        **sizes(*sides), BLOCK_DS=BLOCK_DS, W=W, C=C, STRETCH=STRETCH, WHOLE=whole, **_tokens(like, a_t[0], W),
     )  # fmt: skip
     if not whole:
         multiply_kernel[(maps,)](
@@ -227,7 +227,7 @@ def saved_shape(L: int, student: torch.Size, teacher: torch.Size, num_sequences:
     return (2, num_sequences * L * H, W, BLOCK_DS)
 
 
-def _tokens(student: Tensor, teacher: Tensor) -> dict[str, int]:
-    """How many tokens a product sums over at a time, so that registers suffice."""
+def _tokens(student: Tensor, teacher: Tensor, W: int) -> dict[str, int]:
+    """How many tokens a product sums over at a time: registers suffice, and so do 64 KiB of shared memory."""
     single = max(student.dtype.itemsize, teacher.dtype.itemsize) > 2
-    return {"M": 16 if single else 32, "num_warps": 8, "num_stages": 2}
+    return {"M": 16 if single or W == WIDEST else 32, "num_warps": 8, "num_stages": 2}
