@@ -176,12 +176,48 @@ def test_rows_that_begin_anywhere(op: str, dtype: torch.dtype, monkeypatch: pyte
         check(kernel, SM_90, tmp_path)
 
 
+@pytest.mark.parametrize("op", ["score_mse", "prob_mse", "kl"])
+@pytest.mark.parametrize("length", [10, 30])
+@pytest.mark.parametrize("d", [(26, 64), (64, 64), (26, 26)], ids=str)
+def test_short_sequences_in_single_precision(
+    op: str, length: int, d: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for kernel in compiled(lambda: CALLS[op](torch.float32, *d, 1, lengths=(length, 3)), SM_90, monkeypatch):
+        check(kernel, SM_90, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("target", [SM_90, GFX942], ids=lambda target: str(target.arch))
+@pytest.mark.parametrize(("op", "length"), [("prob_mse", 100), ("gram", 3000)])
+def test_whole_rows_and_several_stretches(
+    op: str, length: int, dtype: torch.dtype, target: GPUTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = compiled(lambda: CALLS[op](dtype, 26, 64, 1, lengths=(length, 3)), target, monkeypatch)
+    assert len(found) == 4
+    for kernel in found:
+        check(kernel, target, tmp_path)
+        factors = re.findall(r"arith\.muli [^\n]*%c(\d+)_i32[^\n]* : i32", kernel.asm["ttir"])
+        assert all(int(n) <= gram.STRETCH for n in factors), "places in a whole matrix are not 64 bits wide"
+
+
+@each_op
+def test_rounding(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of fp32 numbers keep their digits, and scores are rounded before the largest is subtracted."""
+    for kernel in compiled(lambda: CALLS[op](torch.float32, 26, 64, 1), SM_90, monkeypatch):
+        products = re.findall(r"tt\.dot .*", kernel.asm["ttir"])
+        assert all("inputPrecision = bf16x6" in line for line in products)
+        if op in ("prob_mse", "kl") and products:
+            assert not kernel.metadata.enable_fp_fusion
+
+
 @each_attention
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_wide_heads_fit(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", [SM_90, GFX942], ids=lambda target: str(target.arch))
+def test_wide_heads_fit(op: str, dtype: torch.dtype, target: GPUTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers may be spilled there, but shared memory suffices."""
-    for kernel in compiled(lambda: CALLS[op](dtype, 64, 192, 1), SM_90, monkeypatch):
-        assert kernel.metadata.shared <= SHARED_MEMORY[90]
+    for d_s, d_t in ((64, 192), (64, 128)) if op == "gram" else ((64, 192),):
+        for kernel in compiled(partial(CALLS[op], dtype, d_s, d_t, 1), target, monkeypatch):
+            assert kernel.metadata.shared <= SHARED_MEMORY[target.arch]
 
 
 @each_attention

@@ -127,12 +127,21 @@ def test_sums_over_more_programs_and_sequences_than_a_block() -> None:
     partial, lengths = before_nan(rand(5000)), randint(9, (5000,))
     cu_seqlens = torch.cat([zeros(1), lengths.cumsum(0), tensor([-(10**6)])]).int()[:-1]
     loss, coefficient = zeros(2).unbind()
-    finish(partial, loss, coefficient, None, 3, cu_seqlens, max_seqlen=8)
+    tokens = int(cu_seqlens[-1])
+    finish(partial, loss, coefficient, None, 3, cu_seqlens, tokens, max_seqlen=8)
     torch.testing.assert_close(coefficient, 1 / (3 * lengths.square().sum()))
     torch.testing.assert_close(loss, partial.sum() * coefficient)
-    finish(partial, loss, coefficient, 9, 3, cu_seqlens, max_seqlen=7)
-    assert loss.isnan()
-    assert coefficient.isnan()
+    backwards = cu_seqlens.clone()
+    backwards[4500] = cu_seqlens[4499] - 1
+    for bounds, num_tokens, max_seqlen in (
+        (cu_seqlens, tokens, 7),
+        (cu_seqlens, tokens - 1, 8),
+        (cu_seqlens + 1, tokens + 1, 8),
+        (backwards, tokens, 80),
+    ):
+        finish(partial, loss, coefficient, 9, 3, bounds, num_tokens, max_seqlen)
+        assert loss.isnan()
+        assert coefficient.isnan()
 
 
 @pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)

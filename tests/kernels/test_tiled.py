@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from on_device import DEVICE, KERNELS_RUN, tensor, zeros
+import torch.nn.functional as F
+from on_device import DEVICE, KERNELS_RUN, ones, tensor, zeros
 from parity import GRAM, HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients, sliced
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS
 
+KINDS = {"attention_score_mse": op.SCORE_MSE, "attention_prob_mse": op.PROB_MSE, "attention_kl": op.KL}
 RAGGED = Shape((2, 7, 7, 7, 12), heads=3, head_dim_s=8, head_dim_t=16)
 
 cpu_path = pytest.mark.skipif(INTERPRETED, reason="about the CPU's path, and kernels are interpreted")
@@ -234,6 +236,45 @@ def test_second_derivative_is_refused(spec: Spec) -> None:
         gradient.sum().backward()
 
 
+@each_algorithm
+def test_a_teacher_that_requires_grad_is_a_constant(spec: Spec) -> None:
+    inputs = spec.inputs(RAGGED, device=DEVICE)
+    a_s, _, *teacher = operands(inputs)
+    for x in teacher:
+        x.requires_grad_()
+    assert not spec.op(**inputs).requires_grad
+    a_s.requires_grad_()
+    spec.op(**inputs).backward()
+    assert a_s.grad is not None
+    assert all(x.grad is None for x in teacher)
+
+
+@each_spec
+def test_layers_from_generators(spec: Spec) -> None:
+    inputs = spec.inputs(replace(RAGGED, layers=2), device=DEVICE)
+    once = {name: iter(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
+    torch.testing.assert_close(spec.op(**once), spec.op(**inputs))
+
+
+@each_spec
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cu_seqlens": [0, 35]}, r"cu_seqlens=\[0, 35\]: pass cumulative lengths as a tensor"),
+        ({"cu_seqlens": torch.zeros(2, dtype=torch.int32, device="meta")}, f"cu_seqlens is on meta.* on {DEVICE}"),
+        (dict.fromkeys((2, 3), torch.zeros(35, 3, 16, device="meta")), f"teacher operands are on meta.* on {DEVICE}"),
+        ({1: torch.zeros(35, 3, 8, device="meta")}, f"student operands are on meta.* on {DEVICE}"),
+        (dict.fromkeys((0, 1), torch.zeros(35, 3, 0, device=DEVICE)), r"student operands are \(35, 3, 0\): give"),
+        (dict.fromkeys(range(4), torch.zeros(35, 0, 8, device=DEVICE)), r"student operands are \(35, 0, 8\): give"),
+    ],
+)
+def test_operands_that_cannot_be_compared_are_refused(spec: Spec, change: dict[Any, Any], message: str) -> None:
+    inputs = spec.inputs(RAGGED, device=DEVICE)
+    names = list(inputs)
+    with pytest.raises(ValueError, match=message):
+        spec.op(**{**inputs, **{names[k] if isinstance(k, int) else k: v for k, v in change.items()}})
+
+
 @each_spec
 def test_empty_sequences_among_others_change_nothing(spec: Spec) -> None:
     inputs = spec.inputs(RAGGED, device=DEVICE)
@@ -280,6 +321,61 @@ def test_tokens_without_any_sequence(spec: Spec) -> None:
         nothing = inputs | {"cu_seqlens": tensor(bounds, dtype=torch.int32), "max_seqlen": 0}
         for name, value in loss_and_gradients(spec.op, nothing, spec.differentiable).items():
             assert not value.any(), name  # false for NaN as well as for any value but 0
+
+
+WRONG_BOUNDS = pytest.mark.parametrize(
+    "bounds", [[0, 6, 4, 10], [2, 5, 10], [0, 3, 14], [0, 12, 14], [-4, 3, 10], [0, -4, 10], [0, 10, 10**9]], ids=str
+)
+
+
+@pytest.mark.skipif(not KERNELS_RUN, reason="refused where the host reads the lengths")
+@each_algorithm
+@WRONG_BOUNDS
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of what is made of memory that nobody has written
+def test_wrong_cumulative_lengths_make_all_nan(spec: Spec, bounds: list[int]) -> None:
+    inputs = spec.inputs(Shape((10,), heads=2, head_dim_s=8, head_dim_t=16), device=DEVICE)
+    inputs |= {"cu_seqlens": tensor(bounds, dtype=torch.int32), "max_seqlen": 16}
+    found = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    assert all(value.isnan().any() for value in found.values())
+
+
+@pytest.mark.skipif(not KERNELS_RUN, reason="refused where the host reads the lengths")
+@each_algorithm
+@WRONG_BOUNDS
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_wrong_cumulative_lengths_touch_no_other_memory(
+    spec: Spec, bounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operands have NaN around them; all that is made lies between numbers that must not change."""
+    made: list[Tensor] = []
+
+    new_empty = Tensor.new_empty
+
+    def guarded(like: Tensor, shape: Any, **options: Any) -> Tensor:
+        if shape == 0:  # the interpreter's own
+            return new_empty(like, shape, **options)
+        memory = new_empty(
+            like, torch.Size((shape,) if isinstance(shape, int) else shape).numel() + 2048, **options
+        ).fill_(7.0)
+        made.append(memory)
+        return memory[1024:-1024].zero_().view(shape)
+
+    shape = Shape((10,), heads=2, head_dim_s=8, head_dim_t=16)
+    layers = [
+        [F.pad(x, (0, 0, 0, 0, 30, 30), value=torch.nan)[30:-30]] for x in operands(spec.inputs(shape, device=DEVICE))
+    ]
+    layout = (tensor(bounds, dtype=torch.int32), 16, 0.3, 0.2)
+    kernels = op._kernels(KINDS[spec.name], "gram" if spec is GRAM else "tiled")
+    for name in ("new_empty", "new_zeros"):
+        monkeypatch.setattr(Tensor, name, guarded)
+    loss, saved, _ = kernels.forward(*layers, *layout, "tokens")
+    gradients = kernels.backward(ones(()), *layers, *layout, saved, ones(()))
+    assert loss.isnan()
+    for x in (saved, *gradients):
+        assert x.isfinite().all()
+    assert len(made) > 4
+    for memory in made:
+        assert (torch.cat([memory[:1024], memory[-1024:]]) == 7).all()
 
 
 def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:

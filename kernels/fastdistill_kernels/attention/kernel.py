@@ -49,15 +49,18 @@ def _product(x, y, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def map_of(program, cu_seqlens, blocks, L: tl.constexpr, H: tl.constexpr):
-    """(block, head, layer, first token, length) of a program; a block past the end has length 0."""
+def map_of(program, cu_seqlens, num_tokens, blocks, L: tl.constexpr, H: tl.constexpr):
+    """(block, head, layer, first token, length) of a program.
+
+    Whatever `cu_seqlens` holds, these are tokens that are there; `finish_kernel` sees what is wrong with it.
+    """
     block = program % blocks
     head = (program // blocks % H).to(tl.int64)
     layer = program // (blocks * H) % L
     sequence = program // (blocks * H * L)
-    start = tl.load(cu_seqlens + sequence).to(tl.int64)
-    length = (tl.load(cu_seqlens + sequence + 1) - start).to(tl.int32)
-    return block, head, layer, start, length
+    start = tl.minimum(tl.maximum(tl.load(cu_seqlens + sequence), 0), num_tokens)
+    end = tl.minimum(tl.maximum(tl.load(cu_seqlens + sequence + 1), start), num_tokens)
+    return block, head, layer, start.to(tl.int64), end - start
 
 
 @triton.jit
@@ -103,7 +106,7 @@ def forward_kernel(
     With WHOLE no row is longer than N: PROB_MSE, which wants the scores twice, still has them.
     """
     program = tl.program_id(0)
-    block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
+    block, head, layer, start, length = map_of(program, cu_seqlens, num_tokens, blocks, L, H)
     stride_as, stride_bs, head_as, head_bs = all_known(stride_as, stride_bs, head_as, head_bs, A_S)
     stride_at, stride_bt, head_at, head_bt = all_known(stride_at, stride_bt, head_at, head_bt, A_T)
     if LOSS != SCORE_MSE:
@@ -181,7 +184,7 @@ def gradient_kernel(
 
     With OWN_IS_A rows are queries; without, keys: the same map seen from its other side.
     """
-    block, head, layer, start, length = map_of(tl.program_id(0), cu_seqlens, blocks, L, H)
+    block, head, layer, start, length = map_of(tl.program_id(0), cu_seqlens, num_tokens, blocks, L, H)
     stride_own_s, stride_other_s, head_own_s, head_other_s = all_known(
         stride_own_s, stride_other_s, head_own_s, head_other_s, A_S
     )
@@ -257,7 +260,9 @@ class Tiled:
         tiles = _tiles(max_seqlen, like, a_t[0])
         whole = self.kind == PROB_MSE.value and max_seqlen <= 128 and max(like.shape[-1], a_t[0].shape[-1]) <= 64
         if whole:  # of longer rows, or wider heads, too little would fit into registers
-            tiles |= {"N": max(16, triton.next_power_of_2(max_seqlen)), "num_stages": 1}
+            single = max(like.dtype.itemsize, a_t[0].dtype.itemsize) > 2
+            rows = {"M": 16} if single and tiles["M"] == 32 else {}
+            tiles |= {"N": max(16, triton.next_power_of_2(max_seqlen)), "num_stages": 1} | rows
         blocks = triton.cdiv(max_seqlen, tiles["M"])
         partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
         forward_kernel[(len(partial),)](
@@ -271,7 +276,7 @@ class Tiled:
             entries = num_sequences * max_seqlen * (1 if self.kind == KL.value else max_seqlen)
         else:
             entries = num_tokens if self.kind == KL.value else None
-        finish(partial, loss, coefficient, entries, H, cu_seqlens, max_seqlen)
+        finish(partial, loss, coefficient, entries, H, cu_seqlens, num_tokens, max_seqlen)
         return loss, stats, coefficient
 
     def backward(
@@ -334,7 +339,7 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
         "BLOCK_DS": pads[0],
         "BLOCK_DT": pads[1],
         "M": side,
-        "N": min(32, side) if single else side,
-        "num_warps": 8 if side == 64 else 4,
-        "num_stages": 1 if single else 2,
+        "N": max(16, side // 2) if single else side,
+        "num_warps": 8 if side == 64 or (single and side == 32) else 4,
+        "num_stages": 1 if single and side == 64 else 2,
     }

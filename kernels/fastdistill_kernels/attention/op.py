@@ -146,6 +146,10 @@ def _kernels(kind: int, algorithm: str) -> Any:
     return tiled.Tiled(kind)
 
 
+def _constants(x: Layers) -> list[Tensor]:
+    return [y.detach() for y in as_layers(x)]
+
+
 def attention_loss(
     op: CustomOpDef,
     a_s: Layers,
@@ -163,7 +167,7 @@ def attention_loss(
     """Check what is given, fill in ``1 / sqrt(head_dim)`` for a scale of None, and call `op` for its loss."""
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be positive")
-    layers = as_layers(a_s), as_layers(b_s), as_layers(a_t), as_layers(b_t)
+    layers = as_layers(a_s), as_layers(b_s), _constants(a_t), _constants(b_t)
     check_attention(*layers, cu_seqlens, max_seqlen, normalize)
     scale_s, scale_t = (
         default_scale(scale, side[0]) / temperature for scale, side in ((scale_s, layers[0]), (scale_t, layers[2]))

@@ -28,6 +28,8 @@ def check_normalize(normalize: str) -> None:
 
 
 def check_cu_seqlens(cu_seqlens: Tensor) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"cu_seqlens={cu_seqlens!r}: pass cumulative lengths as a tensor, (B + 1,) int32")
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0:
         raise ValueError(
             f"cu_seqlens is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}: pass cumulative lengths, (B + 1,) int32"
@@ -64,6 +66,18 @@ def check_attention(
                     f"{side} layers are {tuple(a[0].shape)} {a[0].dtype} and {tuple(x.shape)} {x.dtype}: all must be "
                     "alike"
                 )
+            for z in (x, y):
+                if z.device != a_s[0].device:
+                    raise ValueError(
+                        f"{side} operands are on {z.device}, the student's first on {a_s[0].device}: all must be on "
+                        "one device"
+                    )
+        if 0 in a[0].shape[1:]:
+            raise ValueError(f"{side} operands are {tuple(a[0].shape)}: give at least one head of at least one element")
+    if cu_seqlens.device != a_s[0].device:
+        raise ValueError(
+            f"cu_seqlens is on {cu_seqlens.device}, the operands on {a_s[0].device}: all must be on one device"
+        )
     tokens, heads, _ = a_s[0].shape
     tokens_t, heads_t, _ = a_t[0].shape
     if tokens != tokens_t:

@@ -30,7 +30,8 @@ def attention_prob_mse(
         q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64;
             or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
-        cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
+        cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences, rising from 0 to T. Others are refused on a
+            CPU, and make all results NaN on a GPU, where less than T is allowed at the end: a batch filled up.
         max_seqlen: the longest length; for "padded" the length that all are padded to, which may be more. Too short
             a one is refused on a CPU, and makes all results NaN on a GPU, which would have to be waited for.
         temperature: divides the scores of both sides; the loss is not multiplied by its square.
@@ -42,8 +43,8 @@ def attention_prob_mse(
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
 
     Raises:
-        ValueError: operands of different tokens, heads or dtypes, a layout that does not fit them, or a temperature
-            that is not positive.
+        ValueError: operands of different tokens, heads, dtypes or devices, a layout that does not fit them, or a
+            temperature that is not positive; on a GPU also heads of more than 256.
 
     Source: TinyBERT (arXiv 1909.10351), section 3.1, where it is the alternative to raw scores.
     """

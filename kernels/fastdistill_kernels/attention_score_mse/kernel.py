@@ -1,4 +1,4 @@
-"""The Gram form of `attention_score_mse` in Triton; see `gram.py` for the algebra.
+"""The Gram form of `attention_score_mse` in Triton; see `joined.py` for the algebra.
 
 With ``x = [q_s, q_t]``, ``y = [k_s, k_t]`` of one map and ``c = [scale_s, ..., -scale_t, ...]`` the loss is
 ``sum of c_i c_j (x^T x)_ij (y^T y)_ij`` and the gradients are the first d_s columns of ``2 scale_s (c x) (y^T y)`` and
@@ -39,9 +39,9 @@ def _signs(places, scale_s, scale_t, D_S: tl.constexpr):
     return tl.where(places < D_S, scale_s, -scale_t)
 
 
-@triton.jit(do_not_specialize=["stretches"])
+@triton.jit(do_not_specialize=["num_tokens", "stretches"])
 def gram_kernel(
-    a_s, b_s, a_t, b_t, cu_seqlens, grams, sums, partial, stretches, scale_s, scale_t,
+    a_s, b_s, a_t, b_t, cu_seqlens, grams, sums, partial, num_tokens, stretches, scale_s, scale_t,
     stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
     L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, FROM: tl.constexpr, D_T: tl.constexpr,
     A_S: tl.constexpr, A_T: tl.constexpr,
@@ -53,7 +53,7 @@ def gram_kernel(
     If one stretch is the WHOLE map, what `multiply_kernel` makes of them instead.
     """
     program, programs = tl.program_id(0), tl.num_programs(0).to(tl.int64)
-    stretch, head, layer, start, length = map_of(program, cu_seqlens, stretches, L, H)
+    stretch, head, layer, start, length = map_of(program, cu_seqlens, num_tokens, stretches, L, H)
     stride_as, stride_bs, head_as, head_bs = all_known(stride_as, stride_bs, head_as, head_bs, A_S)
     stride_at, stride_bt, head_at, head_bt = all_known(stride_at, stride_bt, head_at, head_bt, A_T)
     q_s = pick(a_s, layer, L) + start * stride_as + head * head_as
@@ -125,7 +125,7 @@ def gradient_kernel(
     States are those of L layers' queries a, then of their keys b; the grid's second axis is the side.
     """
     program, maps, side = tl.program_id(0), tl.num_programs(0) // blocks, tl.program_id(1)
-    block, head, layer, start, length = map_of(program, cu_seqlens, blocks, L, H)
+    block, head, layer, start, length = map_of(program, cu_seqlens, num_tokens, blocks, L, H)
     is_b = side == 1
     stride_s, stride_t = (
         known(tl.where(is_b, stride_bs, stride_as), A_S),
@@ -170,9 +170,9 @@ def forward(
     partial = loss.new_empty(maps * (W // C) if whole else maps)
     sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
     gram_kernel[(maps * stretches, W // C)](
-        *(tuple(x) for x in sides), cu_seqlens, grams, sums, partial, stretches, scale_s, scale_t,
+        *(tuple(x) for x in sides), cu_seqlens, grams, sums, partial, num_tokens, stretches, scale_s, scale_t,
         *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-        **sizes(*sides), BLOCK_DS=BLOCK_DS, W=W, C=C, STRETCH=STRETCH, WHOLE=whole, **_tokens(like, a_t[0]),
+        **sizes(*sides), BLOCK_DS=BLOCK_DS, W=W, C=C, STRETCH=STRETCH, WHOLE=whole, **_tokens(like, a_t[0], W),
     )  # fmt: skip
     if not whole:
         multiply_kernel[(maps,)](
@@ -180,7 +180,7 @@ def forward(
             D_S=like.shape[-1], BLOCK_DS=BLOCK_DS, W=W, ROWS=16, num_warps=4,
         )  # fmt: skip
     entries = num_sequences * max_seqlen**2 if normalize == "padded" else None
-    finish(partial, loss, coefficient, entries, H, cu_seqlens, max_seqlen)
+    finish(partial, loss, coefficient, entries, H, cu_seqlens, num_tokens, max_seqlen)
     return loss, sums, coefficient
 
 
@@ -227,7 +227,7 @@ def saved_shape(L: int, student: torch.Size, teacher: torch.Size, num_sequences:
     return (2, num_sequences * L * H, W, BLOCK_DS)
 
 
-def _tokens(student: Tensor, teacher: Tensor) -> dict[str, int]:
-    """How many tokens a product sums over at a time, so that registers suffice."""
+def _tokens(student: Tensor, teacher: Tensor, W: int) -> dict[str, int]:
+    """How many tokens a product sums over at a time: registers suffice, and so do 64 KiB of shared memory."""
     single = max(student.dtype.itemsize, teacher.dtype.itemsize) > 2
-    return {"M": 16 if single else 32, "num_warps": 8, "num_stages": 2}
+    return {"M": 16 if single or W == WIDEST else 32, "num_warps": 8, "num_stages": 2}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention.op import SCORE_MSE, attention_loss, define_attention_op
-from ..attention.packed import Layers, as_layers
+from ..attention.packed import Layers, as_layers, check_cu_seqlens
 from ..attention.tiled import MapsLoss, by_tiles
 from ..device import runs_in_triton
 from .joined import WIDEST, columns_together, differences, gram, gram_pays
@@ -33,7 +33,8 @@ def attention_score_mse(
         q_s, k_s: student, ``(T, heads, d_s)``, any strides, float16, bfloat16, float32 or float64;
             or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
-        cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences.
+        cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences, rising from 0 to T. Others are refused on a
+            CPU, and make all results NaN on a GPU, where less than T is allowed at the end: a batch filled up.
         max_seqlen: the longest length; for "padded" the length that all are padded to, which may be more. Too short
             a one is refused on a CPU, and makes all results NaN on a GPU, which would have to be waited for.
         scale_s, scale_t: factor of the scores; default ``1 / sqrt(head_dim)`` of its side.
@@ -48,17 +49,19 @@ def attention_score_mse(
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
 
     Raises:
-        ValueError: operands of different tokens, heads or dtypes, or a layout that does not fit them.
+        ValueError: operands of different tokens, heads, dtypes or devices, or a layout that does not fit them; on a
+            GPU also heads of more than 256, and for "gram" of more than 256 in student and teacher together.
 
     Source: TinyBERT (arXiv 1909.10351), equation 7.
     """
     if algorithm not in ("auto", "tiled", "gram"):
         raise ValueError(f"algorithm={algorithm!r}: choose 'auto', 'tiled' or 'gram'")
-    if algorithm == "auto" and all(map(runs_in_triton, as_layers(q_s)[:1])):
-        pays = _gram_pays_on_a_gpu(as_layers(q_s), as_layers(q_t), cu_seqlens, max_seqlen)
+    check_cu_seqlens(cu_seqlens)
+    layers = as_layers(q_s), as_layers(k_s), as_layers(q_t), as_layers(k_t)  # once: each may be a generator
+    if algorithm == "auto" and all(map(runs_in_triton, layers[0][:1])):
+        pays = _gram_pays_on_a_gpu(layers[0], layers[2], cu_seqlens, max_seqlen)
         algorithm = "gram" if pays else "tiled"
-    operands = (q_s, k_s, q_t, k_t)
-    return attention_loss(_OP, *operands, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, algorithm=algorithm)
+    return attention_loss(_OP, *layers, cu_seqlens, max_seqlen, scale_s, scale_t, normalize, algorithm=algorithm)
 
 
 def _gram_pays_on_a_gpu(q_s: list[Tensor], q_t: list[Tensor], cu_seqlens: Tensor, max_seqlen: int) -> bool:
