@@ -175,6 +175,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if options.steps < 1:
+        sys.exit(f"error: --steps {options.steps}: must be 1 or more")
+    if options.gpu and not torch.cuda.is_available():
+        sys.exit("error: --gpu, but torch sees no GPU: leave it out, or pass --cpu")
     device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
     work = Workload(**{name: value for name, value in vars(options).items() if name in Workload.__dataclass_fields__})
     if options.child:

@@ -57,6 +57,9 @@ class Workload:
         ):
             if value not in known:
                 raise ValueError(f"--{name} {value}: choose one of {', '.join(known)}")
+        for name, least in (("length", 3), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be {least} or more")
         if not self.data.is_dir():
             raise ValueError(f"there is no data at {self.data}: pass --data FOLDER")
 

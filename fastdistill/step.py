@@ -255,7 +255,7 @@ class Step:
             return
         self.graphs = Graphs(partial(self.passes, parts=parts), self.parameters, longest, most)
         for group in self.optimizer.param_groups:  # a graph reads the rate from where it lies
-            group |= {"capturable": True, "lr": torch.zeros((), device=self.runtime.device)}
+            group["lr"] = torch.zeros((), device=self.runtime.device)
 
     def _halve(self, batches: Sequence[Batch]) -> None:
         recorded, self.graphs = self.graphs is not None, None  # they write to gradients that are given up here
@@ -279,6 +279,7 @@ class Step:
     def update(self, learning_rate: float) -> Tensor:
         """Clip the gradients, move the weights, and return the norm that the gradients had, on the device."""
         for group in self.optimizer.param_groups:
+            group["capturable"] = self.graphs is not None and self.graphs.norm is not None  # from when it is recorded
             if self.graphs is not None:
                 group["lr"].fill_(learning_rate)
             else:

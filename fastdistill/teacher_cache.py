@@ -13,7 +13,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Generator
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from fastdistill.recipe import HeadKind
 
 FORMAT_VERSION = 1
 TOKENS_PER_SHARD = 1 << 14  # at least
-MOST_SHARDS = 2000  # each is mapped, once for each tap, and Linux allows a process some 65,000 maps
+MOST_SHARDS = 1000  # each is mapped, once for each tap, of which there are some 40, and Linux allows 65,000 maps
 KINDS = ("hidden", "q", "k", "v")
 ANSWER = "answer"  # the one tensor of a file
 TOLERANCE = 0.05  # relative error of answers in bf16 that were computed in batches of other shapes
@@ -188,6 +188,8 @@ class Cached:
                 answer, about = file.get_tensor(ANSWER), file.metadata() or {}
         except (OSError, SafetensorError):
             return False
+        except RuntimeError as error:  # as torch says it where there are no more maps
+            raise OSError(f"{self._path(shard, name)} cannot be mapped: {error}") from error
         if about.get("origin") != self.origin or about.get("sum") != checksum(answer) or len(answer) != rows:
             return False
         self.scaling = float(about["scaling"])
@@ -196,11 +198,11 @@ class Cached:
 
 
 def sent(parts: list[Tensor], device: torch.device) -> Tensor:
-    """Them end to end on `device`; to a GPU from pinned memory, so that the host need not wait."""
-    if device.type != "cuda":
-        return torch.cat(parts)
+    """Them end to end on `device`, in the widest of their dtypes; to a GPU from pinned memory, lest the host wait."""
     shape = (sum(map(len, parts)), *parts[0].shape[1:])
-    return torch.cat(parts, out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=True)).to(device, non_blocking=True)
+    dtype = reduce(torch.promote_types, {part.dtype for part in parts})
+    room = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    return torch.cat(parts, out=room).to(device, non_blocking=True)
 
 
 def halved(answer: Tensor) -> Tensor:
@@ -231,7 +233,7 @@ def cached(
 
     Raises:
         ValueError: the files are another teacher's or text's, or differ from what the teacher says now.
-        OSError: the disk is or would be full.
+        OSError: the disk is or would be full, or the system has no more memory maps.
     """
     cache = Cached(folder, live, data)
     lacking = cache.open(taps)

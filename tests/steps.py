@@ -49,6 +49,13 @@ def whole_step(world: Path, losses: Losses, teacher_dtype: torch.dtype = torch.f
     return step.Step(student, Live(teacher, teacher_dtype), objective, Stage(losses=losses), runtime, said.append), said
 
 
+def no_dropout(encoder: Encoder) -> Encoder:
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return encoder
+
+
 def give_out(monkeypatch: pytest.MonkeyPatch, ours: step.Step, most: int, error: RuntimeError) -> None:
     """As if memory had room for `most` tokens, and that were found out in the backward pass."""
     forward = ours.forward

@@ -10,8 +10,15 @@ import pytest
 import torch
 
 from fastdistill import graphs, step
-from fastdistill.data.packing import collate
-from tests.steps import ALL, LACKING, give_out, text, whole_step
+from fastdistill.checkpoint import Checkpoints
+from fastdistill.data.packing import Loader, collate
+from fastdistill.log import Log
+from fastdistill.loop import train
+from fastdistill.losses.objective import Objective
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Live
+from fastdistill.recipe import Losses, Optim, Stage
+from tests.steps import ALL, LACKING, give_out, no_dropout, text, whole_step
 from tests.tiny import tiny_recipe
 
 RATE = 2.0**-10  # the same number in float32, in which a graph reads it
@@ -44,7 +51,7 @@ def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.
     plain, ours = recording(world, monkeypatch)
     if recomputes:
         assert ours.recompute()
-    data, written = text(), []
+    data, written, norms = text(), [], []
     for rows in ([0, 1, 2], [3, 4]), ([5, 6, 9], [7, 0]), ([2, 1, 0], [4, 3]), ([8], [8]):
         batches = [collate(data, np.array(some)) for some in rows]
         values, found = (one.backward(batches) for one in (plain, ours))
@@ -55,8 +62,10 @@ def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.
                 assert mine.grad is None, "AdamW would let it decay"
             else:
                 torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-7)
-        torch.testing.assert_close(ours.update(RATE), plain.update(RATE))
+        norms.append((ours.update(RATE), plain.update(RATE)))
         written.append([p.grad for p in ours.parameters])
+    for norm, expected in norms:  # also those of the first steps
+        torch.testing.assert_close(norm, expected)
     for later in written:
         assert all(x is y for x, y in zip(later, written[0], strict=True)), "graphs write to where gradients were"
     assert any(x is not None for x in written[0])
@@ -64,6 +73,18 @@ def test_recorded_passes_have_the_same_outcome(world: Path, monkeypatch: pytest.
     assert sorted(ours.graphs.graphs) == [(2, 3), (16, 3), (18, 3), (21, 3)]
     assert ours.graphs.move is not None
     assert_moved_alike(ours, plain)
+
+
+def test_pieces_are_not_recorded(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what a piece is a part, a graph would not know."""
+    plain, ours = recording(world, monkeypatch)
+    plain.most_tokens = ours.most_tokens = 14
+    batches = [collate(text(), np.arange(7)), collate(text(), np.array([0, 2]))]
+    values, found = (one.backward(batches) for one in (plain, ours))
+    for name, value in values.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    assert ours.graphs is not None
+    assert list(ours.graphs.graphs) == [(7, 3)]
 
 
 def test_dropout_of_recorded_passes_is_that_of_the_batch(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +139,43 @@ def test_cuda_graphs_want_a_gpu(world: Path, tmp_path: Path) -> None:
     recipe = replace(tiny_recipe(world, tmp_path), device="cpu", cuda_graphs=True)
     with pytest.raises(ValueError, match="cuda_graphs is true, but the run is on the CPU: leave it out, or use a GPU"):
         step.Runtime.of(recipe)
+
+
+def test_a_whole_stage_with_graphs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches a step: the loop tells graphs of how many parts a step has, and how long and many sequences are."""
+    recorded: list[graphs.Graphs] = []
+    use_graphs = step.Step.use_graphs
+
+    def as_on_a_gpu(self: step.Step, longest: int, most: int, parts: int) -> None:
+        for module in self.student.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.sparse = False
+        use_graphs(self, longest, most, parts)
+        assert self.graphs is not None
+        recorded.append(self.graphs)
+
+    monkeypatch.setattr(graphs, "capture", lambda run, pool, warm_up=2: (run, pool))
+    monkeypatch.setattr(step.Step, "use_graphs", as_on_a_gpu)
+    losses = Losses(attention=1.0, hidden=1.0, embedding=1.0)
+    stage = Stage(losses=losses, gradient_accumulation_steps=2, optim=Optim(learning_rate=1e-3))
+    found = []
+    for fused in (False, True):
+        folder = tmp_path / str(fused)
+        folder.mkdir()
+        torch.manual_seed(0)
+        student, teacher = (Encoder.load(world / "teacher") for _ in range(2))
+        no_dropout(student)
+        objective = Objective(losses, ((2, 3), (4, 4)), student, teacher)
+        runtime = step.Runtime(torch.device("cpu"), torch.float32, 1, 100, cuda_graphs=fused)
+        with Log(folder / "log.jsonl") as log:
+            train(
+                "x", stage, student, Live(teacher), objective, Loader(text(), 24, seed=1), 12,
+                runtime=runtime, checkpoints=Checkpoints(folder, "x"), log=log, validate=None,
+            )  # fmt: skip
+        found.append({n: p for n, p in student.named_parameters() if not n.endswith("key.bias")})
+    ((one,),) = (recorded,)
+    assert one.longest == 15
+    assert one.most == max(map(len, Loader(text(), 24, seed=1).plan(0)))
+    assert one.move is not None
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5, msg=name)

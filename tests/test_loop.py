@@ -26,6 +26,7 @@ from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.recipe import Losses, Optim, Stage
 from fastdistill.step import Runtime, make_optimizer
+from tests.steps import no_dropout
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
@@ -158,13 +159,6 @@ def test_accumulated_step_is_the_step_on_the_mean_gradient(tmp_path: Path, world
         torch.testing.assert_close(got, expected, msg=name)
     assert logged(tmp_path)[0]["gradient_norm"] == pytest.approx(norm, rel=1e-4)  # Adam's step would hide a factor
     assert progress.tokens == sum(batch.num_tokens for batch in batches)
-
-
-def no_dropout(encoder: Encoder) -> Encoder:
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return encoder
 
 
 def test_the_learning_rate_logged_is_the_one_applied(tmp_path: Path, world: Path) -> None:

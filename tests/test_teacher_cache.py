@@ -248,6 +248,25 @@ def test_numbers_beyond_float16_stay_float32(folder: Path, tmp_path: Path) -> No
     torch.testing.assert_close(cache(batch, TAPS).hidden[3], live(batch, TAPS).hidden[3])
 
 
+def test_shards_of_two_dtypes_are_read_in_the_wider() -> None:
+    parts = [torch.ones(2, 3, dtype=torch.float16), torch.full((1, 3), 1e5)]
+    assert torch.equal(teacher_cache.sent(parts, torch.device("cpu")), torch.cat(parts))
+
+
+def test_no_more_memory_maps_is_an_error_of_the_system(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which a run survives, without the cache."""
+    fill(tmp_path, live)
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 12 bytes from file: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(teacher_cache, "safe_open", full)
+    with pytest.raises(OSError, match="cannot be mapped: unable to mmap 12 bytes"):
+        fill(tmp_path, live)
+
+
 def test_a_disk_that_would_be_filled_is_left_alone(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What other runs have kept there stays."""
     kept = set(fill(tmp_path, live, data=text(seed=1)).folder.rglob("*.safetensors"))

@@ -275,11 +275,20 @@ def test_flops_by_hand() -> None:
         ("--student=tiny", "--student tiny: choose one of bert-base, tinybert4, tinybert6"),
         ("--loops=ours,theirs", "--loops theirs: choose from published, compiled, textbrewer, ours, fused, cached"),
         ("--data=/nowhere", "there is no data at /nowhere: pass --data FOLDER"),
+        ("--length=2", "--length 2: must be 3 or more"),
+        ("--batch_size=0", "--batch_size 0: must be 1 or more"),
+        ("--steps=0", "--steps 0: must be 1 or more"),
     ],
 )
 def test_errors_name_the_value(option: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=message):
         step.main(["--cpu", f"--data={tmp_path}", option])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--gpu, but torch sees no GPU: leave it out"):
+        step.main(["--gpu", f"--data={tmp_path}"])
 
 
 FACTS = {"device": "a machine", "torch": "2", "allow_tf32": False, "copy_bytes_per_s": 1e9, "flops_per_s": 1e12}
@@ -310,6 +319,7 @@ def test_the_first_process_leaves_the_device_to_others(
         raise AssertionError("this belongs into a process of its own")
 
     monkeypatch.setattr(step, "in_a_process", run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("machine_limits", "device_name", "measure"):
         monkeypatch.setattr(step, name, refused)
     out = tmp_path / "out.json"
