@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def test_a_whole_stage_with_graphs(world: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(step.Step, "use_graphs", as_on_a_gpu)
     losses = Losses(attention=1.0, hidden=1.0, embedding=1.0)
     stage = Stage(losses=losses, gradient_accumulation_steps=2, optim=Optim(learning_rate=1e-3))
-    found = []
+    found, norms = [], []
     for fused in (False, True):
         folder = tmp_path / str(fused)
         folder.mkdir()
@@ -172,10 +173,13 @@ def test_a_whole_stage_with_graphs(world: Path, tmp_path: Path, monkeypatch: pyt
                 "x", stage, student, Live(teacher), objective, Loader(text(), 24, seed=1), 12,
                 runtime=runtime, checkpoints=Checkpoints(folder, "x"), log=log, validate=None,
             )  # fmt: skip
+        steps = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        norms.append([step["gradient_norm"] for step in steps if step["event"] == "step"])
         found.append({n: p for n, p in student.named_parameters() if not n.endswith("key.bias")})
     ((one,),) = (recorded,)
     assert one.longest == 15
     assert one.most == max(map(len, Loader(text(), 24, seed=1).plan(0)))
     assert one.move is not None
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
