@@ -262,8 +262,8 @@ def test_layers_from_generators(spec: Spec) -> None:
     [
         ({"cu_seqlens": [0, 35]}, r"cu_seqlens=\[0, 35\]: pass cumulative lengths as a tensor"),
         ({"cu_seqlens": torch.zeros(2, dtype=torch.int32, device="meta")}, f"cu_seqlens is on meta.* on {DEVICE}"),
-        (dict.fromkeys((2, 3), torch.zeros(35, 3, 16, device="meta")), f"teacher operands are on meta.* on {DEVICE}"),
-        ({1: torch.zeros(35, 3, 8, device="meta")}, f"student operands are on meta.* on {DEVICE}"),
+        (dict.fromkeys((2, 3), torch.zeros(35, 3, 16, device="meta")), f"a teacher's operand is on meta.* on {DEVICE}"),
+        ({1: torch.zeros(35, 3, 8, device="meta")}, f"a student's operand is on meta.* on {DEVICE}"),
         (dict.fromkeys((0, 1), torch.zeros(35, 3, 0, device=DEVICE)), r"student operands are \(35, 3, 0\): give"),
         (dict.fromkeys(range(4), torch.zeros(35, 0, 8, device=DEVICE)), r"student operands are \(35, 0, 8\): give"),
     ],

@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..device import check_devices
+
 Layers = Tensor | Sequence[Tensor]
 """One layer's operand, or those of several layers, of one shape and dtype."""
 
@@ -66,18 +68,11 @@ def check_attention(
                     f"{side} layers are {tuple(a[0].shape)} {a[0].dtype} and {tuple(x.shape)} {x.dtype}: all must be "
                     "alike"
                 )
-            for z in (x, y):
-                if z.device != a_s[0].device:
-                    raise ValueError(
-                        f"{side} operands are on {z.device}, the student's first on {a_s[0].device}: all must be on "
-                        "one device"
-                    )
+            check_devices(a_s[0], **{f"a {side}'s operand": x})
+            check_devices(a_s[0], **{f"a {side}'s operand": y})
         if 0 in a[0].shape[1:]:
             raise ValueError(f"{side} operands are {tuple(a[0].shape)}: give at least one head of at least one element")
-    if cu_seqlens.device != a_s[0].device:
-        raise ValueError(
-            f"cu_seqlens is on {cu_seqlens.device}, the operands on {a_s[0].device}: all must be on one device"
-        )
+    check_devices(a_s[0], cu_seqlens=cu_seqlens)
     tokens, heads, _ = a_s[0].shape
     tokens_t, heads_t, _ = a_t[0].shape
     if tokens != tokens_t:
