@@ -187,11 +187,19 @@ def test_short_sequences_in_single_precision(
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("target", [SM_90, GFX942], ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("target", [SM_90, SM_100, GFX942], ids=lambda target: str(target.arch))
 @pytest.mark.parametrize(("op", "length"), [("prob_mse", 100), ("gram", 3000)])
 def test_whole_rows_and_several_stretches(
-    op: str, length: int, dtype: torch.dtype, target: GPUTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    op: str,
+    length: int,
+    dtype: torch.dtype,
+    target: GPUTarget,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if (dtype, target.arch) == (torch.float32, 100):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="Triton 3.7 multiplies these without tensor cores"))
     found = compiled(lambda: CALLS[op](dtype, 26, 64, 1, lengths=(length, 3)), target, monkeypatch)
     assert len(found) == 4
     for kernel in found:
