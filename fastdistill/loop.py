@@ -127,9 +127,6 @@ def train(
     if progress.recomputes:
         step.recompute()
     accumulate = stage.gradient_accumulation_steps
-    if runtime.cuda_graphs:
-        longest, most = int(loader.sequences.lengths.max()), max(map(len, loader.plan(0)))
-        step.use_graphs(longest, most, accumulate // ranks.world_size())
     mine = loader.batches(start=progress.step * accumulate + ranks.rank(), stride=ranks.world_size())
     batches = ahead((batch for _, batch in mine), runtime.device)
     score_at = epoch_ends(loader, steps, accumulate) if validate and stage.keep == "best" else frozenset()
@@ -141,6 +138,10 @@ def train(
         step.make_room(first)
         guard = partial(check_alive, lambda: step.forward(first.split(step.most_tokens)[0])[1], student)
         ranks.agree(partial(step.with_room, [first], guard))
+
+    if runtime.cuda_graphs:
+        longest, most = int(loader.sequences.lengths.max()), max(map(len, loader.plan(0)))
+        step.use_graphs(longest, most, accumulate // ranks.world_size())
 
     clock, logged_seconds, tokens = time.perf_counter() - progress.seconds, progress.seconds, 0
     while progress.step < steps:

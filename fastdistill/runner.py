@@ -216,6 +216,9 @@ class Runner:
         steps = stage.steps or -(-loader.num_batches(stage.epochs or 1.0) // stage.gradient_accumulation_steps)
         checkpoints = Checkpoints(self.space.checkpoints, name)
         taught_by = self._taught_by(name, stage, teachers, objective, loader, steps)
+        if isinstance(taught_by, Cached):
+            teachers.clear()  # the teacher has said all, and what it takes of memory is the student's now
+        del teacher
         progress = train(
             name, stage, student, taught_by, objective, loader, steps,
             runtime=self.runtime, checkpoints=checkpoints, log=self.log,

@@ -173,6 +173,17 @@ def test_pieces_are_chosen_before_memory_runs_out(world: Path, monkeypatch: pyte
     assert not ours.recomputes
 
 
+def test_memory_that_lacks_for_the_estimate_itself_is_said_as_it_is(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was tried, a piece of the batch."""
+    ours, said = whole_step(world, ALL)
+    monkeypatch.setattr(step, "MEASURED", 20)
+    give_out(monkeypatch, ours, 16, LACKING[0])
+    ours.make_room(collate(text(), np.arange(10)))
+    assert said == ["out of memory with 20 tokens at once: going on with 10"]
+
+
 def test_room_is_made_for_what_a_padded_model_keeps_of_many_short_sequences(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
 import shutil
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastdistill import run, teacher_cache
+from fastdistill import run, runner, teacher_cache
 from fastdistill.data.packing import NO_LABEL, Loader, Sequences
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
@@ -319,6 +320,25 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(
     assert "No space left on device" in capsys.readouterr().out
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert weights(tmp_path / "live")
+
+
+def test_a_teacher_that_has_said_all_takes_no_memory(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    train = runner.train
+
+    def watched(*given: Any, **named: Any) -> Any:
+        gc.collect()
+        alive.append(sum(type(x) is Encoder and x is not given[2] for x in gc.get_objects()))
+        return train(*given, **named)
+
+    monkeypatch.setattr(runner, "train", watched)
+    recipe = several_epochs(world, tmp_path)
+    for cache in (False, True):
+        run(replace(recipe, teacher_cache=cache, output_dir=str(tmp_path / str(cache))))
+    without, kept = alive[: len(alive) // 2], alive[len(alive) // 2 :]
+    assert max(a - b for a, b in zip(without, kept, strict=True)) == 1
 
 
 def test_a_text_seen_once_is_not_cached(world: Path, tmp_path: Path) -> None:
