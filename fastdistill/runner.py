@@ -206,10 +206,10 @@ class Runner:
         objective = Objective(stage.losses, layers, student, teacher, kind=self.inputs.head(stage), max_length=length)
         if start is not None:
             _take_projections(objective, start)
-        for module in (student, objective, *teachers):
+        for module in (*teachers, objective, student):
             module.to(self.runtime.device)
         if self.recipe.torch_compile:
-            for who, encoder in (("student", student), *(("teacher", encoder) for encoder in teachers)):
+            for who, encoder in (*(("teacher", one) for one in teachers), ("student", student)):
                 if not encoder.compile_layers():
                     self.log.say(f"{name}: the {who} is not compiled, for this family's layers are not known")
         loader = self.inputs.loader(stage, seed_of(self.recipe.seed, name))
@@ -218,7 +218,7 @@ class Runner:
         taught_by = self._taught_by(name, stage, teachers, objective, loader, steps)
         if isinstance(taught_by, Cached):
             teachers.clear()  # the teacher has said all, and what it takes of memory is the student's now
-        del teacher
+            del teacher
         progress = train(
             name, stage, student, taught_by, objective, loader, steps,
             runtime=self.runtime, checkpoints=checkpoints, log=self.log,
