@@ -105,7 +105,7 @@ def test_sums_over_more_rows_than_a_block() -> None:
     labels = randint(2, (N,))
     inverse, soft, hard = zeros(3).unbind()
     flags = {"HAS_LABELS": True, "HAS_ROWS": False, "HAS_WEIGHTS": False, "BLOCK": 2048}
-    kernel.weight_kernel[(1,)](labels, labels, labels, inverse, N, 1, **flags)
+    kernel.weight_kernel[(1,)](labels, labels, labels, inverse, N, N, 1, **flags)
     kernel.finish_kernel[(1,)](sums, inverse, soft, hard, N, 4.0, BLOCK=2048)
     torch.testing.assert_close(inverse, 1 / (labels == 0).sum())
     torch.testing.assert_close(torch.stack([soft / 4, hard]), sums.sum(1) * inverse)
