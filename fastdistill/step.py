@@ -166,9 +166,8 @@ class Step:
             return max(bytes_kept(partial(self.forward, x), self.parameters) / x.num_tokens for x in measured)
 
         while True:
-            kept = max(
-                1.0, self.with_room(batch.split(MEASURED), measure)
-            )  # a dead loss keeps nothing, and is refused elsewhere
+            kept = self.with_room(batch.split(MEASURED), measure)
+            kept = max(1.0, kept)  # a dead loss keeps nothing, and is refused elsewhere
             fits = room / (ROOM * kept)
             if fits >= batch.max_seqlen or not self.recompute():
                 break

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_cases import RAGGED, each_algorithm, each_spec, operands
 from on_device import DEVICE, KERNELS_RUN, ones, tensor
 from parity import GRAM, loss_and_gradients
 from torch import Tensor
@@ -16,17 +17,6 @@ from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SPECS
 
 KINDS = {"attention_score_mse": op.SCORE_MSE, "attention_prob_mse": op.PROB_MSE, "attention_kl": op.KL}
-RAGGED = Shape((2, 7, 7, 7, 12), heads=3, head_dim_s=8, head_dim_t=16)
-
-each_algorithm = pytest.mark.parametrize(
-    "spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"]
-)
-each_spec = pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
-
-
-def operands(inputs: dict[str, Any]) -> list[Tensor]:
-    """a_s, b_s, a_t, b_t, whatever the op calls them."""
-    return list(inputs.values())[:4]
 
 
 @each_spec

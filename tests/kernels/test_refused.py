@@ -6,16 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from attention_cases import RAGGED, cpu_path, each_spec
 from torch import Tensor
 
-from fastdistill_kernels.device import INTERPRETED
-from fastdistill_kernels.spec import Shape, Spec
-from fastdistill_kernels.specs import ATTENTION_SPECS
-
-RAGGED = Shape((2, 7, 7, 7, 12), heads=3, head_dim_s=8, head_dim_t=16)
-
-cpu_path = pytest.mark.skipif(INTERPRETED, reason="about the CPU's path, and kernels are interpreted")
-each_spec = pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
+from fastdistill_kernels.spec import Spec
 
 
 @each_spec

@@ -11,26 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from attention_cases import RAGGED, cpu_path, each_algorithm, each_spec, operands
 from on_device import DEVICE, tensor, zeros
-from parity import GRAM, HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients, sliced
+from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients, sliced
 from torch import Tensor
 
 from fastdistill_kernels.attention import op, tiled
 from fastdistill_kernels.attention_score_mse import joined
 from fastdistill_kernels.attention_score_mse.op import _gram_pays_on_a_gpu
-from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS
-
-RAGGED = Shape((2, 7, 7, 7, 12), heads=3, head_dim_s=8, head_dim_t=16)
-
-cpu_path = pytest.mark.skipif(INTERPRETED, reason="about the CPU's path, and kernels are interpreted")
-each_spec = pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
-
-
-def operands(inputs: dict[str, Any]) -> list[Tensor]:
-    """a_s, b_s, a_t, b_t, whatever the op calls them."""
-    return list(inputs.values())[:4]
 
 
 @each_spec
@@ -51,11 +41,6 @@ def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
 def test_rows_of_several_blocks(spec: Spec, dtype: torch.dtype) -> None:
     """Rows that no tile holds whole."""
     assert_parity(spec, spec.inputs(Shape((129, 3, 200), heads=1, head_dim_s=26, head_dim_t=64), dtype, DEVICE))
-
-
-each_algorithm = pytest.mark.parametrize(
-    "spec", [*ATTENTION_SPECS, GRAM], ids=[*(spec.name for spec in ATTENTION_SPECS), "gram"]
-)
 
 
 def transposed(x: Tensor) -> Tensor:

@@ -78,8 +78,7 @@ def hidden_mse(
         num_rows = (cu_seqlens.numel() - 1) * max_seqlen
     num_entries = max(1, num_rows * (targets[0].shape[-1] if distance == "squared" else 1))
     if runs_in_triton(states[0]):
-        lowered = bool(weights) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if lowered else states[0].dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states[0].dtype
         dtype = dtype if weights else torch.float32  # without products nothing is rounded before the gradient itself
         with_grads = torch.is_grad_enabled() and any(x.requires_grad for x in (*states, *weights, *biases))
         loss: Tensor
