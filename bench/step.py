@@ -202,6 +202,8 @@ def main(argv: list[str] | None = None) -> None:
         shape = {k: str(v) if isinstance(v, Path) else v for k, v in vars(work).items() if k != "data"}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
+    if all("failed" in result for result in results):
+        sys.exit("error: no loop ran to its end")
 
 
 if __name__ == "__main__":

@@ -89,11 +89,11 @@ def capture(run: Callable[[], object], place: Any, warm_up: int = 2) -> tuple[Ca
     """A CUDA graph of what `run` does, at `place` or at a new one: what replays it, and its place."""
     pool, stream = place or (None, torch.cuda.Stream())
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is done only once, such as choosing algorithms, must not be recorded
-        for _ in range(warm_up):
+    with torch.cuda.stream(stream):  # puts the current stream back, also where a recording fails halfway
+        for _ in range(warm_up):  # what is done only once, such as choosing algorithms, must not be recorded
+            run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
             run()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
-        run()
     return graph.replay, (graph.pool(), stream)

@@ -155,7 +155,8 @@ class Step:
         most, which a model that runs padded fills up to the longest. Where a single sequence would not fit,
         activations inside the student's layers are not kept.
         """
-        states = 3 * sum(p.nbytes for p in self.parameters)  # gradients and AdamW's two moments
+        copies = 3 + (ranks.world_size() > 1)  # gradients, AdamW's two moments, what ranks send each other
+        states = copies * sum(p.nbytes for p in self.parameters)
         room = max(0.0, free_bytes(self.runtime.device) - states)
 
         def measure() -> float:
@@ -247,7 +248,7 @@ class Step:
         if (
             not isinstance(self.teacher, Live)
             or self.objective.counts_sequences
-            or not (self.student.packs and self.teacher.encoder.packs)
+            or not (self.student.packs and self.teacher.packs)
         ):
             self.say(
                 "no CUDA graphs: they need a teacher that runs beside the student, models that run padding-free, and "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdistill import teacher_cache
+from fastdistill.checkpoint import HOST
 from fastdistill.data.packing import NO_LABEL, Loader, Sequences
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
@@ -274,6 +278,29 @@ def test_a_disk_that_would_be_filled_is_left_alone(live: Live, tmp_path: Path, m
     with pytest.raises(OSError, match="has 1,024 MiB left"):
         fill(tmp_path, live)
     assert set(tmp_path.rglob("*.safetensors")) == kept
+
+
+def test_what_cannot_be_read_back_is_no_cache(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "checksum", lambda _: str(random.random()))
+    with pytest.raises(OSError, match="was written but cannot be read back"):
+        fill(tmp_path, live)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_a_killed_run_was_about_to_write_is_deleted(live: Live, tmp_path: Path) -> None:
+    """And what a living one, or one on another machine, writes is not."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    shard = Cached(tmp_path, live, text()).folder / "00001"
+    shard.mkdir(parents=True)
+    dead, alive, elsewhere = (
+        shard / f".q.2.safetensors.{host}.{pid}.tmp"
+        for host, pid in ((HOST, process.pid), (HOST, os.getppid()), ("elsewhere", process.pid))
+    )
+    for path in (dead, alive, elsewhere):
+        path.write_text("half of it")
+    fill(tmp_path, live)
+    assert set(tmp_path.rglob("*.tmp")) == {alive, elsewhere}
 
 
 @pytest.mark.parametrize("kind", ["tagging", "span"])

@@ -77,6 +77,11 @@ class Live(nn.Module):
         """Where it is."""
         return next(self.parameters()).device
 
+    @property
+    def packs(self) -> bool:
+        """Whether it runs padding-free."""
+        return self.encoder.packs
+
     def fingerprint(self) -> str:
         """Changes when a weight, its dtype or what is computed with it does."""
         names = {"_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "dtype"}
@@ -133,6 +138,11 @@ class Ensemble(Live):
         super().__init__(encoders[0], dtype, dropout=dropout)
         self.others = [Live(encoder, dtype, dropout=dropout) for encoder in encoders[1:]]
         self.weights = [weight / sum(weights) for weight in weights]
+
+    @property
+    def packs(self) -> bool:
+        """Whether all of them run padding-free."""
+        return super().packs and all(other.packs for other in self.others)
 
     def fingerprint(self) -> str:
         """Changes when one of the teachers or a weight does."""

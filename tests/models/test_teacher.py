@@ -131,6 +131,13 @@ def test_teachers_that_speak_as_one() -> None:
     assert not torch.allclose(one.logits, two.logits)
 
 
+def test_teachers_pack_if_all_of_them_do() -> None:
+    encoders = tiny_encoder("bert", head=True), other_encoder()
+    assert Ensemble(encoders, [1.0, 1.0]).packs
+    encoders[1].packs = False
+    assert not Ensemble(encoders, [1.0, 1.0]).packs
+
+
 def test_fingerprint_tells_teachers_and_weights_apart() -> None:
     def fingerprint(*weights: float) -> str:
         return Ensemble([tiny_encoder("bert", head=True), other_encoder()], weights).fingerprint()
