@@ -59,10 +59,10 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(0, 0) == first
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
     assert len({tuple(o) for o in orders}) == 9
-    assert order(0, 0)[:6] == [388, 124, 194, 155, 84, 226], "the order is part of what a seed promises"
+    assert order(0, 0)[:6] == [221, 434, 109, 334, 456, 71], "the order is part of what a seed promises"
 
 
-def test_batches_are_full_and_of_a_few_lengths() -> None:
+def test_batches_are_full_and_of_few_sizes() -> None:
     lengths, budget = random_lengths(5000), 8 * BUDGET
     batches = plan(lengths, tokens_per_batch=budget, seed=0, epoch=0)
     totals = np.array([lengths[batch].sum() for batch in batches])
@@ -70,9 +70,6 @@ def test_batches_are_full_and_of_a_few_lengths() -> None:
     assert len(batches) <= 1.005 * lengths.sum() / budget + 1
     _, often = np.unique(totals, return_counts=True)
     assert np.sort(often)[-2:].sum() > 0.95 * len(batches), "batches of many sizes cost a recording, or a program, each"
-    distinct = np.mean([len(np.unique(lengths[batch])) for batch in batches])
-    at_random = np.mean([len(np.unique(part)) for part in np.array_split(lengths, len(batches))])
-    assert 3 < distinct < at_random / 2, f"{distinct} lengths in a batch, {at_random} at random"
 
 
 def test_eight_recordings_serve_nearly_all_batches() -> None:
@@ -82,10 +79,16 @@ def test_eight_recordings_serve_nearly_all_batches() -> None:
     assert np.sort(often)[-8:].sum() > 0.95 * len(totals)
 
 
-def test_batches_of_one_length_do_not_come_in_a_row() -> None:
-    lengths = random_lengths(5000)
-    means = np.array([lengths[b].mean() for b in plan(lengths, tokens_per_batch=BUDGET, seed=0, epoch=0)])
-    assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.1
+def test_lengths_are_mixed_as_chance_mixes_them() -> None:
+    """For batches of like lengths teach less."""
+    lengths, budget = random_lengths(5000), 8 * BUDGET
+    batches = plan(lengths, tokens_per_batch=budget, seed=0, epoch=0)
+    means = np.array([lengths[b].mean() for b in batches])
+    by_chance = np.array([part.mean() for part in np.array_split(lengths, len(batches))])
+    assert 0.8 < means.std() / by_chance.std() < 1.25
+    assert np.mean([lengths[b].std() for b in batches]) == pytest.approx(lengths.std(), rel=0.05)
+    assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.15, "batches resemble their neighbours"
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.15, "an epoch drifts"
 
 
 def test_a_sequence_over_its_even_share_is_a_batch_by_itself() -> None:
