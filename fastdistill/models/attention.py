@@ -6,7 +6,6 @@ No way ever multiplies a token of one sequence with a token of another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -17,37 +16,9 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from fastdistill.models.dropout import drawn, kept
+from fastdistill_kernels.attention.blocks import Block, dense, into_blocks, scatter
 
 EXPLICIT = 512  # tokens
-WASTE = 8192  # idle places of the maps of a dense block: about what one more block would cost
-
-
-@dataclass(frozen=True)
-class Block:
-    """Neighbouring sequences of a packed batch, seen as one dense block.
-
-    Args:
-        tokens: where they lie.
-        count, length: their number and the longest length.
-        real: ``(count, length)`` bool, whether a place holds a token, where lengths differ; the others are idle.
-        places: ``(tokens,)`` the place of every token, where lengths differ.
-    """
-
-    tokens: slice
-    count: int
-    length: int
-    real: Tensor | None = None
-    places: Tensor | None = None
-
-    @classmethod
-    def of(cls, start: int, lengths: list[int]) -> Block:
-        """The sequences of `lengths` that lie one after the other from token `start` on."""
-        count, longest, total = len(lengths), max(lengths), sum(lengths)
-        tokens = slice(start, start + total)
-        if count * longest == total:
-            return cls(tokens, count, longest)
-        real = torch.arange(longest) < torch.tensor(lengths)[:, None]
-        return cls(tokens, count, longest, real, real.flatten().nonzero()[:, 0])
 
 
 class Bounds:
@@ -65,26 +36,12 @@ class Bounds:
     @cached_property
     def runs(self) -> list[Block]:
         """Neighbours of equal length together, each run a dense block; reads the device, for the CPU only."""
-        return self._grouped(0)
+        return into_blocks(self.cu_seqlens.diff().tolist(), waste=0)
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """Neighbours of like length together, so that each block has at most `WASTE` idle places; for the CPU only."""
-        return self._grouped(WASTE)
-
-    def _grouped(self, waste: int) -> list[Block]:
-        found: list[Block] = []
-        group: list[int] = []
-        start = longest = places = 0
-        for length in filter(None, self.cu_seqlens.diff().tolist()):
-            longest = max(longest, length)
-            if (len(group) + 1) * longest**2 - places - length**2 > waste:
-                found.append(Block.of(start, group))
-                start += sum(group)
-                group, longest, places = [], length, 0
-            group.append(length)
-            places += length**2
-        return [*found, Block.of(start, group)] if group else found
+        """Neighbours of like length together; for the CPU only."""
+        return into_blocks(self.cu_seqlens.diff().tolist())
 
     @cached_property
     def padded_index(self) -> tuple[Tensor, Tensor]:
@@ -164,25 +121,6 @@ class Explicit(torch.autograd.Function):
             scatter(dq, torch.baddbmm(Q.new_empty(()), dS, K, beta=0, alpha=ctx.scaling), block)
             scatter(dk, torch.baddbmm(Q.new_empty(()), dS.mT, Q, beta=0, alpha=ctx.scaling), block)
         return dq, dk, dv, None, None, None, None
-
-
-def dense(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
-    """The sequences of a block out of ``(T, H, d)``, as ``(count * H, length, d)``, contiguous, idle places 0."""
-    x = x[block.tokens]
-    if block.places is not None:
-        x = x.new_zeros(block.count * block.length, *x.shape[1:]).index_copy_(0, block.places, x)
-    to = torch.empty(block.count, x.shape[1], block.length, x.shape[2], dtype=dtype)
-    to.copy_(x.unflatten(0, (block.count, -1)).transpose(1, 2))
-    return to.flatten(0, 1)
-
-
-def scatter(to: Tensor, x: Tensor, block: Block) -> None:
-    """What `dense` did, back into ``(T, H, d)``."""
-    x = x.unflatten(0, (block.count, -1)).transpose(1, 2)
-    if block.places is None:
-        to[block.tokens].unflatten(0, (block.count, -1)).copy_(x)
-    else:
-        torch.index_select(x.flatten(0, 1), 0, block.places, out=to[block.tokens])
 
 
 def attend_runs(

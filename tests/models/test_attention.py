@@ -103,27 +103,6 @@ def test_maps_written_out_drop_out() -> None:
     assert (rows - 1).abs().max() < 0.02
 
 
-def test_equal_lengths_run_together() -> None:
-    runs = inputs([4, 4, 4, 2, 0, 4, 4])[3].runs
-    assert [(run.tokens, run.count, run.length) for run in runs] == [
-        (slice(0, 12), 3, 4), (slice(12, 14), 1, 2), (slice(14, 22), 2, 4)
-    ]  # fmt: skip
-    assert {run.places for run in runs} == {None}
-
-
-def test_like_lengths_share_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as no block has more idle places than it may."""
-    monkeypatch.setattr(attention, "WASTE", 100**2 - 90**2)
-    bounds = inputs([90, 100, 100, 101, 0, 101, 102])[3]
-    first, second = bounds.blocks
-    assert (first.tokens, first.count, first.length) == (slice(0, 290), 3, 100)
-    assert (second.tokens, second.count, second.length) == (slice(290, 594), 3, 102)
-    assert first.real is not None
-    assert first.places is not None
-    assert first.real.sum(1).tolist() == [90, 100, 100]
-    assert first.places.tolist() == [*range(90), *range(100, 300)]
-
-
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("lengths", [[1, 5, 6, 6, 9], [9, 2, 0, 40], [30]], ids=str)
 def test_idle_places_change_nothing(lengths: list[int], window: int | None) -> None:

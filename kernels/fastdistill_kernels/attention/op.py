@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.library import CustomOpDef
 
 from ..device import runs_in_triton
+from .blocks import into_blocks
 from .packed import Layers, as_layers, check_attention, default_scale, num_pairs, num_rows, sequence_lengths
 from .tiled import MapsLoss, empty_gradients, mean_over_maps
 
@@ -49,13 +50,14 @@ def define_attention_op(name: str, kind: int, algorithms: Mapping[str, MapsLoss]
             with torch.cuda.device_of(a_s[0]):
                 return kernels.forward(*layers, cu_seqlens, max_seqlen, scale_s, scale_t, normalize)
         lengths = sequence_lengths(cu_seqlens, a_s[0].shape[0], max_seqlen)
+        blocks = into_blocks(lengths)
         entries = a_s[0].shape[1] * count(lengths, max_seqlen, normalize)
         da, db = (empty_gradients(x[0], len(x), with_grads) for x in (a_s, b_s))
         losses = [
             mean_over_maps(
                 algorithms[algorithm],
                 *layer,
-                lengths,
+                blocks,
                 scale_s,
                 scale_t,
                 entries,

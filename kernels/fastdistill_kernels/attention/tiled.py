@@ -1,17 +1,20 @@
 """Attention losses in plain PyTorch and O(T) memory: exact, on any device, one bounded tile of scores at a time.
 
-A *run* is a stretch of neighbouring sequences of equal length; its maps, one per sequence and head, are one batched
-matrix product without padding. A run is cut into groups of maps, and a map too large for a tile into blocks of rows.
+The maps of a block of sequences (`into_blocks`), one per sequence and head, are one batched matrix product. A block is
+cut into groups of maps, and a map too large for a tile into groups of rows. Idle places hold zeros: an idle query has
+the same scores on both sides, and adds nothing to a loss that is 0 for equal rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from .blocks import Block, dense, scatter
+
+IDLE = -1e30  # the score of an idle key, which no softmax sees; finite beside any other
 TILE_ELEMENTS = 1 << 18
 """Most scores alive at once per side (one row at least): 1 MiB of float32, so that a tile stays in a core's cache."""
 
@@ -22,24 +25,35 @@ Scores are ``(maps, rows, n)``, whole rows, and may be overwritten; without grad
 """
 
 
-MapsLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, float, bool], tuple[Tensor, Tensor, Tensor]]
-"""``(a_s, b_s, a_t, b_t, scale_s, scale_t, with_grads) -> (sum of losses, d sum / d a_s, d sum / d b_s)``.
+MapsLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float, float, bool], tuple[Tensor, Tensor, Tensor]]
+"""``(a_s, b_s, a_t, b_t, real, scale_s, scale_t, with_grads) -> (sum of losses, d sum / d a_s, d sum / d b_s)``.
 
-Operands are ``(maps, n, d)`` in their own dtypes; without gradients the other two values are not read.
+Operands are ``(maps, n, d)`` in their own dtypes, `real` ``(maps, 1, n)`` bool says which places hold tokens, all if it
+is None, the others hold zeros; without gradients the other two values are not read.
 """
 
 
 def by_tiles(tile: Tile) -> MapsLoss:
-    """The sum of `tile` over maps, a bounded tile of scores at a time."""
+    """The sum of `tile` over maps, a bounded tile of scores at a time, those of idle keys `IDLE` on both sides."""
 
     def maps_loss(
-        a_s: Tensor, b_s: Tensor, a_t: Tensor, b_t: Tensor, scale_s: float, scale_t: float, with_grads: bool
+        a_s: Tensor,
+        b_s: Tensor,
+        a_t: Tensor,
+        b_t: Tensor,
+        real: Tensor | None,
+        scale_s: float,
+        scale_t: float,
+        with_grads: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         a_s, b_s, a_t, b_t = in_single(a_s, b_s, a_t, b_t)
         loss, da_s, db_s = a_s.new_zeros(()), torch.zeros_like(a_s), torch.zeros_like(b_s)
         for maps, rows in tiles(len(a_s), a_s.shape[1]):
             scores_s = _scores(a_s[maps, rows], b_s[maps], scale_s)
             scores_t = _scores(a_t[maps, rows], b_t[maps], scale_t)
+            if real is not None:
+                for scores in (scores_s, scores_t):
+                    scores.masked_fill_(~real[maps], IDLE)
             tile_loss, d_scores = tile(scores_s, scores_t, with_grads)
             loss += tile_loss
             if with_grads:
@@ -56,7 +70,7 @@ def mean_over_maps(
     b_s: Tensor,
     a_t: Tensor,
     b_t: Tensor,
-    lengths: list[int],
+    blocks: list[Block],
     scale_s: float,
     scale_t: float,
     num_entries: int,
@@ -65,20 +79,20 @@ def mean_over_maps(
     """The sum of `maps_loss` over all maps ``scale * a . b``, divided by `num_entries`; fills in its gradients.
 
     Shapes:
-        a_s, b_s ``(T, heads, d_s)``; a_t, b_t ``(T, heads, d_t)``; `lengths` sum to T; `gradients` as a_s and b_s,
-        float32 at least, like the result ``()``.
+        a_s, b_s ``(T, heads, d_s)``; a_t, b_t ``(T, heads, d_t)``; `blocks` of all tokens; `gradients` as a_s and
+        b_s, float32 at least, like the result ``()``.
     """
     dtype = torch.promote_types(a_s.dtype, torch.float32)
     loss = a_s.new_zeros((), dtype=dtype)
-    stop = 0
+    heads = a_s.shape[1]
     with torch.autocast(a_s.device.type, enabled=False):
-        for n, count in ((n, len(list(run))) for n, run in groupby(lengths) if n > 0):
-            start, stop = stop, stop + n * count
-            q_s, k_s, q_t, k_t = (_by_sequence(x[start:stop], count).flatten(0, 1) for x in (a_s, b_s, a_t, b_t))
-            run_loss, *by_map = maps_loss(q_s, k_s, q_t, k_t, scale_s, scale_t, gradients is not None)
-            loss += run_loss
+        for block in blocks:
+            q_s, k_s, q_t, k_t = (dense(x, block, x.dtype) for x in (a_s, b_s, a_t, b_t))
+            real = None if block.real is None else block.real.repeat_interleave(heads, 0)[:, None]
+            block_loss, *by_map = maps_loss(q_s, k_s, q_t, k_t, real, scale_s, scale_t, gradients is not None)
+            loss += block_loss
             for packed, found in zip(gradients or (), by_map, strict=False):
-                _by_sequence(packed[start:stop], count).copy_(found.view(count, -1, *found.shape[1:]))
+                scatter(packed, found, block)
     for packed in gradients or ():
         packed.div_(num_entries)
     return loss / num_entries
@@ -91,11 +105,6 @@ def empty_gradients(x: Tensor, num_layers: int, with_grads: bool) -> Tensor:
     """
     shape = (num_layers, *x.shape) if with_grads else (0,)
     return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _by_sequence(packed: Tensor, count: int) -> Tensor:
-    """View `count` sequences of one length n: ``(count * n, heads, d)`` -> ``(count, heads, n, d)``."""
-    return packed.view(count, -1, *packed.shape[1:]).transpose(1, 2)
 
 
 def in_single(*operands: Tensor) -> list[Tensor]:

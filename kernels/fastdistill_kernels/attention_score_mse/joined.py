@@ -3,8 +3,8 @@
 With ``P = [scale_s q_s, -scale_t q_t]`` and ``R = [k_s, k_t]`` the differences are ``E = P R^T``, their gradients
 ``2 scale_s E k_s`` and ``2 scale_s E^T q_s``.
 
-Shapes: q_s, k_s ``(maps, n, d_s)``; q_t, k_t ``(maps, n, d_t)``. Both functions return the sum of squared differences
-``()`` and its gradients for q_s and k_s, which are meaningless without `with_grads`.
+Shapes: q_s, k_s ``(maps, n, d_s)``; q_t, k_t ``(maps, n, d_t)``, idle places 0, which add nothing. Both functions
+return the sum of squared differences ``()`` and its gradients for q_s and k_s, meaningless without `with_grads`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ def gram_pays(n: float, d_s: int, d_t: int) -> bool:
 
 
 def gram(
-    q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, with_grads: bool
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    _: Tensor | None,
+    scale_s: float,
+    scale_t: float,
+    with_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """E is never formed, for ``|P R^T|^2 = sum of (P^T P) * (R^T R)``: exact, and linear in the length.
 
@@ -54,7 +61,14 @@ def gram(
 
 
 def differences(
-    q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, with_grads: bool
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    _: Tensor | None,
+    scale_s: float,
+    scale_t: float,
+    with_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """E in bfloat16, summed in float32 and then rounded: small differences of large scores keep their digits.
 

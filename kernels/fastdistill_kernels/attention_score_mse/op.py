@@ -85,13 +85,20 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
 
 
 def _auto(
-    q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, with_grads: bool
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    _: Tensor | None,
+    scale_s: float,
+    scale_t: float,
+    with_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d_s, d_t = q_s.shape[1], q_s.shape[2], q_t.shape[2]
     in_bf16 = {q_s.dtype, q_t.dtype} == {torch.bfloat16} and scale_t != 0
     pays = gram_pays(n / 2 if in_bf16 else n, d_s, d_t)
     chosen: MapsLoss = gram if pays else differences if in_bf16 and n >= 64 else _by_tiles
-    return chosen(q_s, k_s, q_t, k_t, scale_s, scale_t, with_grads)
+    return chosen(q_s, k_s, q_t, k_t, None, scale_s, scale_t, with_grads)
 
 
 _by_tiles = by_tiles(_tile)
