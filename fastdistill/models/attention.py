@@ -36,7 +36,7 @@ class Bounds:
     @cached_property
     def runs(self) -> list[Block]:
         """Neighbours of equal length together, each run a dense block; reads the device, for the CPU only."""
-        return into_blocks(self.cu_seqlens.diff().tolist(), waste=0)
+        return into_blocks(self.cu_seqlens.diff().tolist(), waste=0, multiple=1)
 
     @cached_property
     def blocks(self) -> list[Block]:

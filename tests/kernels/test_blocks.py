@@ -10,7 +10,7 @@ from fastdistill_kernels.attention.blocks import dense, into_blocks, scatter
 
 
 def test_equal_lengths_run_together() -> None:
-    runs = into_blocks([4, 4, 4, 2, 0, 4, 4], waste=0)
+    runs = into_blocks([4, 4, 4, 2, 0, 4, 4], waste=0, multiple=1)
     assert [(run.tokens, run.count, run.length) for run in runs] == [
         (slice(0, 12), 3, 4), (slice(12, 14), 1, 2), (slice(14, 22), 2, 4)
     ]  # fmt: skip
@@ -19,7 +19,7 @@ def test_equal_lengths_run_together() -> None:
 
 def test_like_lengths_share_a_block() -> None:
     """As long as no block has more idle places than it may."""
-    first, second = into_blocks([90, 100, 100, 101, 0, 101, 102], waste=100**2 - 90**2)
+    first, second = into_blocks([90, 100, 100, 101, 0, 101, 102], waste=100**2 - 90**2, multiple=1)
     assert (first.tokens, first.count, first.length) == (slice(0, 290), 3, 100)
     assert (second.tokens, second.count, second.length) == (slice(290, 594), 3, 102)
     assert first.real is not None
@@ -28,18 +28,26 @@ def test_like_lengths_share_a_block() -> None:
     assert first.places.tolist() == [*range(90), *range(100, 300)]
 
 
+def test_few_lengths_occur() -> None:
+    """Also where a sequence by itself has more idle places than a block may."""
+    assert [(block.count, block.length) for block in into_blocks([1, 8, 9, 1001, 1008], waste=200)] == [
+        (2, 8), (1, 16), (1, 1008), (1, 1008)
+    ]  # fmt: skip
+
+
 def test_without_tokens_there_is_no_block() -> None:
     assert into_blocks([]) == into_blocks([0, 0]) == []
 
 
+@pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("waste", [0, 50, 10**6])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
-def test_there_and_back(waste: int, dtype: torch.dtype) -> None:
+def test_there_and_back(waste: int, multiple: int, dtype: torch.dtype) -> None:
     lengths = [3, 5, 0, 5, 1]
     x = torch.randn(14, 2, 4, generator=torch.Generator().manual_seed(0)).half()
     back = torch.full(x.shape, torch.nan, dtype=torch.float32)
     rows: list[Tensor] = []
-    for block in into_blocks(lengths, waste):
+    for block in into_blocks(lengths, waste, multiple):
         maps = dense(x, block, dtype)
         assert (maps.dtype, maps.shape) == (dtype, (2 * block.count, block.length, 4))
         real = torch.ones(block.count, block.length, dtype=torch.bool) if block.real is None else block.real

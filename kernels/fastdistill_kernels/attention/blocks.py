@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 WASTE = 8192  # idle places of the maps of a block: about what one more block would cost
+MULTIPLE = 8  # of the length of a block: oneDNN compiles products of every shape anew, and keeps a thousand of them
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Block:
 
     Args:
         tokens: where they lie.
-        count, length: their number and the longest length.
+        count, length: their number and the length that all have here, the longest or more.
         real: ``(count, length)`` bool, whether a place holds a token, where lengths differ; the others are idle.
         places: ``(tokens,)`` the place of every token, where lengths differ.
     """
@@ -31,33 +32,32 @@ class Block:
     places: Tensor | None = None
 
     @classmethod
-    def of(cls, start: int, lengths: list[int]) -> Block:
+    def of(cls, start: int, lengths: list[int], length: int) -> Block:
         """The sequences of `lengths` that lie one after the other from token `start` on."""
-        count, longest, total = len(lengths), max(lengths), sum(lengths)
-        tokens = slice(start, start + total)
-        if count * longest == total:
-            return cls(tokens, count, longest)
-        real = torch.arange(longest) < torch.tensor(lengths)[:, None]
-        return cls(tokens, count, longest, real, real.flatten().nonzero()[:, 0])
+        tokens = slice(start, start + sum(lengths))
+        if len(lengths) * length == sum(lengths):
+            return cls(tokens, len(lengths), length)
+        real = torch.arange(length) < torch.tensor(lengths)[:, None]
+        return cls(tokens, len(lengths), length, real, real.flatten().nonzero()[:, 0])
 
 
-def into_blocks(lengths: list[int], waste: int = WASTE) -> list[Block]:
-    """Sequences of these lengths, end to end, in blocks of at most `waste` idle places; of equal lengths if that is 0.
+def into_blocks(lengths: list[int], waste: int = WASTE, multiple: int = MULTIPLE) -> list[Block]:
+    """Sequences of these lengths, end to end, in blocks whose length is a multiple of `multiple`.
 
-    Sequences without tokens are in none.
+    Blocks of more than one sequence have at most `waste` idle places. Sequences without tokens are in none.
     """
     found: list[Block] = []
     group: list[int] = []
-    start = longest = places = 0
-    for length in filter(None, lengths):
-        longest = max(longest, length)
-        if (len(group) + 1) * longest**2 - places - length**2 > waste:
-            found.append(Block.of(start, group))
+    start = length = pairs = 0
+    for n in filter(None, lengths):
+        together = max(length, -(-n // multiple) * multiple)
+        if group and (len(group) + 1) * together**2 - pairs - n**2 > waste:
+            found.append(Block.of(start, group, length))
             start += sum(group)
-            group, longest, places = [], length, 0
-        group.append(length)
-        places += length**2
-    return [*found, Block.of(start, group)] if group else found
+            group, pairs, together = [], 0, -(-n // multiple) * multiple
+        group.append(n)
+        length, pairs = together, pairs + n**2
+    return [*found, Block.of(start, group, length)] if group else found
 
 
 def dense(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
