@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +16,75 @@ from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.layout import find_layout
 
+Multiply = Callable[[Tensor], Tensor]
+"""``x W^T + b``."""
 
-class Packed(nn.Module):
-    """A linear layer of a CPU, its weight laid out once as oneDNN multiplies it and not for every product.
 
-    With `gelu` the product's GELU is taken on the way to memory.
+def product(weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Multiply:
+    """A product whose weight is laid out once as oneDNN multiplies it; with `gelu` its GELU is taken on the way out."""
+    epilogue: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, *epilogue)
+
+
+class Together:
+    """Linear layers that are asked about the same states one after the other, multiplied as one.
+
+    oneDNN multiplies one wide matrix twice as fast as three narrow ones.
     """
 
-    def __init__(self, linear: nn.Linear, gelu: bool = False) -> None:
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        weights: list[Tensor] = [linear.weight for linear in linears]
+        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+        assert len(biases) in (0, len(linears)), "all of them have a bias, or none"
+        self.multiply = product(torch.cat(weights), torch.cat(biases) if biases else None)
+        self.sizes = [linear.out_features for linear in linears]
+        self.states: Tensor | None = None
+        self.waiting: dict[int, Tensor] = {}
+
+    def part(self, number: int, x: Tensor) -> Tensor:
+        """What linear layer `number` makes of `x`."""
+        if x is not self.states or number not in self.waiting:
+            self.states, self.waiting = x, dict(enumerate(self.multiply(x).split(self.sizes, -1)))
+        found = self.waiting.pop(number)
+        if not self.waiting:
+            self.states = None
+        return found
+
+
+class Packed(nn.Module):
+    """What takes the place of a linear layer on a CPU; the weights keep their names."""
+
+    def __init__(self, linear: nn.Linear, multiply: Multiply) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight)
-        self.epilogue: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        self.weight, self.bias, self.multiply = linear.weight, linear.bias, multiply
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *self.epilogue)
-        return product
+        return self.multiply(x)
 
 
 def pack(encoder: Encoder) -> None:
     """Put `Packed` in the place of every linear layer, and of the GELU that follows the first one of an FFN."""
     layout = find_layout(encoder.model.base_model.state_dict())
-    ffn_in = "" if layout is None else f".{layout.ffn_in}"
+    ffn_in = f".{layout.ffn_in}" if layout else "no such name"
+    attention = [role.rpartition(".")[2] for role in (layout.query, layout.key, layout.value)] if layout else []
     for path, module in list(encoder.named_modules()):
-        children = list(module.named_children())
-        gelus = [name for name, child in children if getattr(child, "act", None) is nn.functional.gelu]
-        for name, child in children:
-            if type(child) is nn.Linear:
-                activated = bool(ffn_in) and f"{path}.{name}".endswith(ffn_in) and len(gelus) == 1
-                setattr(module, name, Packed(child, gelu=activated))
-                if activated:
-                    setattr(module, gelus[0], nn.Identity())
+        linear = {name: child for name, child in module.named_children() if type(child) is nn.Linear}
+        gelus = [name for name, child in module.named_children() if getattr(child, "act", None) is nn.functional.gelu]
+        together = (
+            Together([linear[name] for name in attention]) if attention and linear.keys() >= {*attention} else None
+        )
+        for name, child in linear.items():
+            activated = f"{path}.{name}".endswith(ffn_in) and len(gelus) == 1
+            multiply: Multiply
+            if together and name in attention:
+                multiply = partial(together.part, attention.index(name))
+            else:
+                multiply = product(child.weight, child.bias, activated)
+            setattr(module, name, Packed(child, multiply))
+            if activated:
+                setattr(module, gelus[0], nn.Identity())
 
 
 class Live(nn.Module):

@@ -8,7 +8,7 @@ from encoders import CAPTURED, make_batch, tiny_encoder
 
 from fastdistill.models.capture import Recorder, Taps
 from fastdistill.models.encoder import Encoder
-from fastdistill.models.teacher import Ensemble, Live, Packed
+from fastdistill.models.teacher import Ensemble, Live, Packed, Together
 
 TAPS = Taps(hidden=frozenset({3}), q=frozenset({1}), logits=True)
 
@@ -72,8 +72,41 @@ def test_packed_weights_multiply_as_plain_ones(family: str) -> None:
 def test_every_linear_layer_is_packed_and_the_exact_gelu_of_an_ffn_taken_with_it(
     family: str, linear: int, activated: int
 ) -> None:
-    packed = [m for m in Live(tiny_encoder(family, head=True), torch.bfloat16).modules() if type(m) is Packed]
-    assert (len(packed), sum(m.epilogue[0] == "gelu" for m in packed)) == (linear, activated)
+    before = list(tiny_encoder(family, head=True).modules())
+    after = list(Live(tiny_encoder(family, head=True), torch.bfloat16).modules())
+    (plain, none, idle), (left, packed, taken) = (
+        [sum(type(m) is kind for m in modules) for kind in (torch.nn.Linear, Packed, torch.nn.Identity)]
+        for modules in (before, after)
+    )
+    assert (plain, none) == (packed, left) == (linear, 0)
+    assert taken - idle == activated
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_of_the_same_states_are_multiplied_together(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever order and however often they are asked."""
+    linears = [torch.nn.Linear(8, size, bias).bfloat16().requires_grad_(False) for size in (8, 16, 24)]
+    x, y = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    together, multiplied = Together(linears), []
+    multiply = together.multiply
+    monkeypatch.setattr(together, "multiply", lambda states: multiplied.append(states) or multiply(states))
+    for states, number in ((x, 0), (x, 1), (x, 2), (x, 2), (x, 0), (y, 0), (y, 0), (x.clone(), 1), (y, 2)):
+        torch.testing.assert_close(together.part(number, states), linears[number](states), rtol=0.02, atol=0.02)
+    assert len(multiplied) == 6
+    for number in (0, 1):
+        together.part(number, y)
+    assert together.states is None, "nothing is held when all have been asked"
+    assert not together.waiting
+
+
+def test_a_teacher_multiplies_query_key_and_value_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Together] = []
+    part = Together.part
+    monkeypatch.setattr(Together, "part", lambda self, n, x: made.append(self) or part(self, n, x))
+    live = Live(tiny_encoder("bert", head=True), torch.bfloat16)
+    live(make_batch([9, 4]), TAPS)
+    assert [made.count(one) for one in dict.fromkeys(made)] == [3, 3, 3]
+    assert not any(one.waiting for one in made)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "albert", "modernbert"])
