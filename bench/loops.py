@@ -170,7 +170,7 @@ def textbrewer(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
 
     It has a projection for each pair of layers, and averages attention over real places in its own way.
     """
-    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig  # type: ignore[import-not-found,unused-ignore]
+    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     teacher, student = (WithScores(model).to(runtime.device) for model in models(work, SCORES))
     sizes = [work.config(name).hidden_size for name in (work.student, work.teacher)]
@@ -256,7 +256,7 @@ def ours_fused(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
     if runtime.device.type == "cuda":
         most = max(map(len, our_loader(work, sequences).plan(0)))
         step.use_graphs(int(sequences.lengths.max()), most, parts=1)
-    _run(step, work, sequences, steps, after, rehearse=True)
+    _run(step, work, sequences, steps, after)
 
 
 def ours_cached(work: Workload, sequences: Sequences, runtime: Runtime, steps: int, after: After) -> None:
@@ -271,22 +271,21 @@ def ours_cached(work: Workload, sequences: Sequences, runtime: Runtime, steps: i
         _run(step, work, sequences, steps, after)
 
 
-def _run(step: Step, work: Workload, sequences: Sequences, steps: int, after: After, rehearse: bool = False) -> None:
+def _run(step: Step, work: Workload, sequences: Sequences, steps: int, after: After) -> None:
     """As the engine trains: batches are copied ahead, and what a step has found stays on the device.
 
-    With `rehearse` the passes of all batches run once before the first step, and move nothing: a long training meets
-    each shape that is to be recorded or compiled in its first steps.
+    Before the first step the passes of thrice as many other batches run, and move nothing: a long training meets nearly
+    all shapes that graphs record, or torch.compile and oneDNN compile for, in its first few hundred steps.
     """
 
-    def batches() -> Iterator[Batch]:
-        return islice(ahead(our_batches(work, sequences), step.runtime.device), steps)
+    def batches(first: int, last: int) -> Iterator[Batch]:
+        return ahead(islice(our_batches(work, sequences), first, last), step.runtime.device)
 
     step.make_room(next(our_batches(work, sequences)))
-    if rehearse:
-        for batch in batches():
-            step.backward([batch])
-        step.optimizer.zero_grad(set_to_none=step.graphs is None)
-    for batch in batches():
+    for batch in batches(steps, 4 * steps):
+        step.backward([batch])
+    step.optimizer.zero_grad(set_to_none=step.graphs is None)
+    for batch in batches(0, steps):
         values = step.backward([batch])
         step.update(OPTIM.learning_rate)
         after(batch.cu_seqlens.diff(), {name: values[name] for name in step.objective.weights})
