@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -107,6 +108,7 @@ class Explicit(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dO: Tensor) -> tuple[Tensor | None, ...]:
         dq, dk, dv = (torch.empty(dO.shape, dtype=dO.dtype) for _ in range(3))
         saved = iter(ctx.saved_tensors)

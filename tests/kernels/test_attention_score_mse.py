@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_cases import cpu_path
 from on_device import DEVICE, full, tensor
 from padded import padded_scores, real_tokens
-from parity import in_double, loss_and_gradients, relative_rms
+from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients, relative_rms
 
 from fastdistill_kernels import attention_score_mse
 from fastdistill_kernels.attention_score_mse.reference import attention_score_mse as reference
@@ -89,6 +90,19 @@ def test_float16_gradients_keep_what_the_loss_scale_saves() -> None:
     assert (q_s.grad != 0).float().mean() > 0.99
     truth = loss_and_gradients(reference, in_double(inputs), ("q_s",))["q_s"] * 2.0**16
     assert relative_rms(q_s.grad, truth) < 1e-3
+
+
+@cpu_path
+@pytest.mark.parametrize("noise", [0.1, 0.01, 1e-3])
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_a_student_close_to_its_teacher_keeps_its_digits(dtype: torch.dtype, noise: float) -> None:
+    """Of long maps, where Gram matrices are taken."""
+    inputs = SPEC.inputs(Shape((300,), heads=2, head_dim_s=32, head_dim_t=32), dtype, DEVICE)
+    for name in ("q", "k"):
+        inputs[f"{name}_s"] = (inputs[f"{name}_t"].float() * (1 + noise) + noise * inputs[f"{name}_s"].float()).to(
+            dtype
+        )
+    assert_parity(SPEC, inputs)
 
 
 def test_an_unknown_algorithm_is_refused() -> None:

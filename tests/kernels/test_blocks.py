@@ -35,6 +35,17 @@ def test_few_lengths_occur() -> None:
     ]  # fmt: skip
 
 
+def test_blocks_lie_where_their_tokens_do() -> None:
+    """float64 runs here on a GPU too."""
+    device = torch.device("meta")
+    (block,) = into_blocks([3, 5], device)
+    assert block.real is not None
+    assert block.places is not None
+    assert block.real.device == block.places.device == device
+    x = torch.empty(8, 2, 4, device=device)
+    scatter(x, dense(x, block, torch.float64), block)
+
+
 def test_without_tokens_there_is_no_block() -> None:
     assert into_blocks([]) == into_blocks([0, 0]) == []
 
@@ -47,7 +58,7 @@ def test_there_and_back(waste: int, multiple: int, dtype: torch.dtype) -> None:
     x = torch.randn(14, 2, 4, generator=torch.Generator().manual_seed(0)).half()
     back = torch.full(x.shape, torch.nan, dtype=torch.float32)
     rows: list[Tensor] = []
-    for block in into_blocks(lengths, waste, multiple):
+    for block in into_blocks(lengths, waste=waste, multiple=multiple):
         maps = dense(x, block, dtype)
         assert (maps.dtype, maps.shape) == (dtype, (2 * block.count, block.length, 4))
         real = torch.ones(block.count, block.length, dtype=torch.bool) if block.real is None else block.real

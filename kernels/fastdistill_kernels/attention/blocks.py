@@ -32,19 +32,23 @@ class Block:
     places: Tensor | None = None
 
     @classmethod
-    def of(cls, start: int, lengths: list[int], length: int) -> Block:
+    def of(cls, start: int, lengths: list[int], length: int, device: torch.device | None) -> Block:
         """The sequences of `lengths` that lie one after the other from token `start` on."""
         tokens = slice(start, start + sum(lengths))
         if len(lengths) * length == sum(lengths):
             return cls(tokens, len(lengths), length)
         real = torch.arange(length) < torch.tensor(lengths)[:, None]
-        return cls(tokens, len(lengths), length, real, real.flatten().nonzero()[:, 0])
+        places = real.flatten().nonzero()[:, 0]
+        return cls(tokens, len(lengths), length, real.to(device), places.to(device))
 
 
-def into_blocks(lengths: list[int], waste: int = WASTE, multiple: int = MULTIPLE) -> list[Block]:
+def into_blocks(
+    lengths: list[int], device: torch.device | None = None, *, waste: int = WASTE, multiple: int = MULTIPLE
+) -> list[Block]:
     """Sequences of these lengths, end to end, in blocks whose length is a multiple of `multiple`.
 
-    Blocks of more than one sequence have at most `waste` idle places. Sequences without tokens are in none.
+    Blocks of more than one sequence have at most `waste` idle places. Sequences without tokens are in none. `device` is
+    that of what is to be cut, a CPU if it is None.
     """
     found: list[Block] = []
     group: list[int] = []
@@ -52,12 +56,12 @@ def into_blocks(lengths: list[int], waste: int = WASTE, multiple: int = MULTIPLE
     for n in filter(None, lengths):
         together = max(length, -(-n // multiple) * multiple)
         if group and (len(group) + 1) * together**2 - pairs - n**2 > waste:
-            found.append(Block.of(start, group, length))
+            found.append(Block.of(start, group, length, device))
             start += sum(group)
             group, pairs, together = [], 0, -(-n // multiple) * multiple
         group.append(n)
         length, pairs = together, pairs + n**2
-    return [*found, Block.of(start, group, length)] if group else found
+    return [*found, Block.of(start, group, length, device)] if group else found
 
 
 def dense(x: Tensor, block: Block, dtype: torch.dtype) -> Tensor:

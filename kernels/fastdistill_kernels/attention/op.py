@@ -50,7 +50,7 @@ def define_attention_op(name: str, kind: int, algorithms: Mapping[str, MapsLoss]
             with torch.cuda.device_of(a_s[0]):
                 return kernels.forward(*layers, cu_seqlens, max_seqlen, scale_s, scale_t, normalize)
         lengths = sequence_lengths(cu_seqlens, a_s[0].shape[0], max_seqlen)
-        blocks = into_blocks(lengths)
+        blocks = into_blocks(lengths, a_s[0].device)
         entries = a_s[0].shape[1] * count(lengths, max_seqlen, normalize)
         da, db = (empty_gradients(x[0], len(x), with_grads) for x in (a_s, b_s))
         losses = [

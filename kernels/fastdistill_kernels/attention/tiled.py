@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .blocks import Block, dense, scatter
 
-IDLE = -1e30  # the score of an idle key, which no softmax sees; finite beside any other
+IDLE = -1e38  # the score of an idle key, which no softmax sees; finite when the largest of a row is taken off
 TILE_ELEMENTS = 1 << 18
 """Most scores alive at once per side (one row at least): 1 MiB of float32, so that a tile stays in a core's cache."""
 

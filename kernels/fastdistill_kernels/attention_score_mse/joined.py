@@ -28,10 +28,7 @@ def first_of_teacher(d_s: int) -> int:
 
 
 def gram_pays(n: float, d_s: int, d_t: int) -> bool:
-    """Whether a map of n rows has more arithmetic in its scores than in the Gram matrices.
-
-    Measured on a CPU; on a GPU, where the longest map decides for all, a count of operations says the same.
-    """
+    """Whether a map of n rows has more arithmetic in its scores than in the Gram matrices, both at the same rate."""
     return n >= 2 * (d_s + d_t)
 
 
@@ -48,9 +45,10 @@ def gram(
     """E is never formed, for ``|P R^T|^2 = sum of (P^T P) * (R^T R)``: exact, and linear in the length.
 
     The gradients are ``2 scale_s P (R^T k_s)`` and ``2 scale_s R (P^T q_s)``. Where student and teacher all but agree,
-    large numbers cancel: all is float32 at least.
+    large numbers cancel: all is float64, but for bfloat16 operands, whose own rounding is larger, float32.
     """
-    q_s, k_s, q_t, k_t = in_single(q_s, k_s, q_t, k_t)
+    in_bf16 = {q_s.dtype, q_t.dtype} == {torch.bfloat16}
+    q_s, k_s, q_t, k_t = in_single(q_s, k_s, q_t, k_t) if in_bf16 else (x.double() for x in (q_s, k_s, q_t, k_t))
     d_s = q_s.shape[-1]
     P, R = torch.cat([scale_s * q_s, -scale_t * q_t], -1), torch.cat([k_s, k_t], -1)
     PP, RR = P.mT @ P, R.mT @ R  # (maps, d_s + d_t, d_s + d_t)
@@ -73,7 +71,8 @@ def differences(
     """E in bfloat16, summed in float32 and then rounded: small differences of large scores keep their digits.
 
     ``E / scale_t`` is the product of ``[h, l, -q_t]`` and ``[k_s, k_s, k_t]``, where ``h + l`` is
-    ``scale_s / scale_t * q_s`` to 16 bits: nothing else is rounded before the sum. Operands are bfloat16.
+    ``scale_s / scale_t * q_s`` to 16 bits: nothing else is rounded before the sum. Operands are bfloat16. The gradients
+    are float32 but hold products that left as bfloat16: the caller's factor is not folded in before that.
     """
     scaled = (scale_s / scale_t) * q_s.float()
     high = scaled.bfloat16()
