@@ -266,8 +266,10 @@ def test_gram_is_chosen_where_it_pays_and_is_exact_enough() -> None:
 
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     assert chosen((512,) * 4, bf16, bf16)
-    assert chosen((512, 100, 100), fp16, bf16)
+    assert chosen((512, 100, 100), bf16, bf16)
     assert not chosen((100,) * 4, bf16, bf16)
+    assert not chosen((512,) * 4, fp16, fp16)
+    assert not chosen((512,) * 4, fp16, bf16)
     assert not chosen((512,) * 4, fp32, bf16)
     assert not chosen((512,) * 4, bf16, fp32)
     assert not chosen((512, *(10,) * 40), bf16, bf16)  # room is made for 41 maps of 512

@@ -67,15 +67,15 @@ def attention_score_mse(
 def _gram_pays_on_a_gpu(q_s: list[Tensor], q_t: list[Tensor], cu_seqlens: Tensor, max_seqlen: int) -> bool:
     """Where the host knows the longest length alone: Gram matrices are made for maps of that length.
 
-    Not of fp32 operands, which rounding inside large sums that cancel would leave less exact than tiles are, nor of
+    Of bf16 operands alone: others, rounding inside large sums that cancel would leave less exact than tiles are. Nor of
     heads too wide for it.
     """
     if not (q_s and q_t and q_s[0].dim() == q_t[0].dim() == 3):  # refused later, with words
         return False
     few_gaps = (cu_seqlens.numel() - 1) * max_seqlen <= 4 * q_s[0].shape[0]
-    half = q_s[0].dtype.itemsize == q_t[0].dtype.itemsize == 2
+    in_bf16 = {q_s[0].dtype, q_t[0].dtype} == {torch.bfloat16}
     d_s, d_t = q_s[0].shape[2], q_t[0].shape[2]
-    return few_gaps and half and columns_together(d_s, d_t) <= WIDEST and gram_pays(max_seqlen, d_s, d_t)
+    return few_gaps and in_bf16 and columns_together(d_s, d_t) <= WIDEST and gram_pays(max_seqlen, d_s, d_t)
 
 
 def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
