@@ -14,7 +14,7 @@ from tests.tiny import shorten, tiny_recipe
 
 def finetune(world: Path, out: Path) -> Recipe:
     tiny = tiny_recipe(world, out)
-    stages = {"gold": shorten(RECIPE.stages["gold"], 40)}
+    stages = {"gold": shorten(RECIPE.stages["gold"], 80)}
     return replace(tiny, student=RECIPE.student, finetune=RECIPE.finetune, control=RECIPE.control, stages=stages)
 
 
