@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import pytest
 import torch
 from attention_cases import RAGGED, cpu_path, each_algorithm, each_spec, operands
 from on_device import DEVICE, tensor, zeros
-from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients, sliced
+from parity import HALF_AND_SINGLE, assert_parity, in_double, loss_and_gradients, relative_rms, sliced
 from torch import Tensor
 
 from fastdistill_kernels.attention import op, tiled
 from fastdistill_kernels.attention_score_mse import joined
 from fastdistill_kernels.attention_score_mse.op import _gram_pays_on_a_gpu
 from fastdistill_kernels.spec import Shape, Spec
-from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS
+from fastdistill_kernels.specs import ATTENTION_KL, ATTENTION_PROB_MSE, ATTENTION_SCORE_MSE, ATTENTION_SPECS
 
 
 @each_spec
@@ -143,6 +144,18 @@ def test_differences_of_scores_that_all_but_agree(elements: int, monkeypatch: py
     for got, expected in ((dq, 0.4 * E @ k_s.double()), (dk, 0.4 * E.mT @ q_s.double())):
         assert (got - expected).norm() < 0.004 * expected.norm()
     assert loss == joined.differences(*operands, None, scale_s, scale_t, False)[0]
+
+
+@cpu_path
+@pytest.mark.parametrize("spec", [ATTENTION_PROB_MSE, ATTENTION_KL], ids=lambda spec: spec.name)
+def test_scores_as_large_as_they_may_be_are_above_an_idle_keys(spec: Spec) -> None:
+    """One sequence is filled up to the length of the other."""
+    inputs = spec.inputs(Shape((3, 5), heads=2, head_dim_s=8, head_dim_t=8))
+    sharp = [partial(function, temperature=1e-33) for function in (spec.op, spec.reference)]
+    actual, expected = (loss_and_gradients(function, inputs, spec.differentiable) for function in sharp)
+    assert expected["loss"] > 0
+    for name, value in expected.items():
+        assert relative_rms(actual[name], value.double()) < 1e-5, name
 
 
 @cpu_path

@@ -116,6 +116,16 @@ def test_idle_places_change_nothing(lengths: list[int], window: int | None) -> N
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_a_second_derivative_is_refused() -> None:
+    q, k, v, bounds = inputs([4])
+    q.requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        attention.Explicit.apply(q, k, v, bounds, SCALING, 0.0, None).square().sum(), q, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_what_was_dropped_has_no_gradient() -> None:
     """Gradients of the maps that were drawn, against differences of the same draw."""
     q, k, v, bounds = inputs([3, 5])
