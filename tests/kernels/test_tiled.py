@@ -139,11 +139,11 @@ def test_differences_of_scores_that_all_but_agree(elements: int, monkeypatch: py
     exact_s, exact_t = (scale * q.double() @ k.double().mT for q, k, scale in ((q_s, k_s, 0.2), (q_t, k_t, 0.3)))
     E = exact_s - exact_t
     assert E.norm() < 0.01 * exact_t.norm()
-    loss, dq, dk = joined.differences(*operands, None, scale_s, scale_t, True)
+    loss, dq, dk = joined.differences(tiled.Maps(*operands), scale_s, scale_t, True)
     assert abs(loss - E.square().sum()) < 1e-3 * E.square().sum()
     for got, expected in ((dq, 0.4 * E @ k_s.double()), (dk, 0.4 * E.mT @ q_s.double())):
         assert (got - expected).norm() < 0.004 * expected.norm()
-    assert loss == joined.differences(*operands, None, scale_s, scale_t, False)[0]
+    assert loss == joined.differences(tiled.Maps(*operands), scale_s, scale_t, False)[0]
 
 
 @cpu_path

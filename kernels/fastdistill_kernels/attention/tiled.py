@@ -8,6 +8,7 @@ the same scores on both sides, and adds nothing to a loss that is 0 for equal ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,28 +26,33 @@ Scores are ``(maps, rows, n)``, whole rows, and may be overwritten; without grad
 """
 
 
-MapsLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float, float, bool], tuple[Tensor, Tensor, Tensor]]
-"""``(a_s, b_s, a_t, b_t, real, scale_s, scale_t, with_grads) -> (sum of losses, d sum / d a_s, d sum / d b_s)``.
+class Maps(NamedTuple):
+    """The operands of the maps of a block, ``(maps, n, d)`` in their own dtypes; of `real` None all places hold tokens.
 
-Operands are ``(maps, n, d)`` in their own dtypes, `real` ``(maps, 1, n)`` bool says which places hold tokens, all if it
-is None, the others hold zeros; without gradients the other two values are not read.
+    Shapes:
+        real: ``(maps, 1, n)`` bool, which places hold tokens; the others hold zeros.
+    """
+
+    a_s: Tensor
+    b_s: Tensor
+    a_t: Tensor
+    b_t: Tensor
+    real: Tensor | None = None
+
+
+MapsLoss = Callable[[Maps, float, float, bool], tuple[Tensor, Tensor, Tensor]]
+"""``(maps, scale_s, scale_t, with_grads) -> (sum of losses, d sum / d a_s, d sum / d b_s)``.
+
+Without gradients the other two values are not read.
 """
 
 
 def by_tiles(tile: Tile) -> MapsLoss:
     """The sum of `tile` over maps, a bounded tile of scores at a time, those of idle keys `IDLE` on both sides."""
 
-    def maps_loss(
-        a_s: Tensor,
-        b_s: Tensor,
-        a_t: Tensor,
-        b_t: Tensor,
-        real: Tensor | None,
-        scale_s: float,
-        scale_t: float,
-        with_grads: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        a_s, b_s, a_t, b_t = in_single(a_s, b_s, a_t, b_t)
+    def maps_loss(block: Maps, scale_s: float, scale_t: float, with_grads: bool) -> tuple[Tensor, Tensor, Tensor]:
+        *operands, real = block
+        a_s, b_s, a_t, b_t = in_single(*operands)
         loss, da_s, db_s = a_s.new_zeros(()), torch.zeros_like(a_s), torch.zeros_like(b_s)
         for maps, rows in tiles(len(a_s), a_s.shape[1]):
             scores_s = _scores(a_s[maps, rows], b_s[maps], scale_s)
@@ -89,7 +95,8 @@ def mean_over_maps(
         for block in blocks:
             q_s, k_s, q_t, k_t = (dense(x, block, x.dtype) for x in (a_s, b_s, a_t, b_t))
             real = None if block.real is None else block.real.repeat_interleave(heads, 0)[:, None]
-            block_loss, *by_map = maps_loss(q_s, k_s, q_t, k_t, real, scale_s, scale_t, gradients is not None)
+            maps = Maps(q_s, k_s, q_t, k_t, real)
+            block_loss, *by_map = maps_loss(maps, scale_s, scale_t, gradients is not None)
             loss += block_loss
             for packed, found in zip(gradients or (), by_map, strict=False):
                 scatter(packed, found, block)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..attention.op import SCORE_MSE, attention_loss, define_attention_op
 from ..attention.packed import Layers, as_layers, check_cu_seqlens
-from ..attention.tiled import MapsLoss, by_tiles
+from ..attention.tiled import Maps, MapsLoss, by_tiles
 from ..device import runs_in_triton
 from .joined import WIDEST, columns_together, differences, gram, gram_pays
 
@@ -84,21 +84,13 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
     return loss, error.mul_(2) if with_grads else error
 
 
-def _auto(
-    q_s: Tensor,
-    k_s: Tensor,
-    q_t: Tensor,
-    k_t: Tensor,
-    _: Tensor | None,
-    scale_s: float,
-    scale_t: float,
-    with_grads: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _auto(maps: Maps, scale_s: float, scale_t: float, with_grads: bool) -> tuple[Tensor, Tensor, Tensor]:
+    q_s, _, q_t, *_ = maps
     n, d_s, d_t = q_s.shape[1], q_s.shape[2], q_t.shape[2]
     in_bf16 = {q_s.dtype, q_t.dtype} == {torch.bfloat16} and scale_t != 0
     pays = gram_pays(n / 2, d_s, d_t)  # the Gram matrices run at half the rate of differences, or less
     chosen: MapsLoss = gram if pays else differences if in_bf16 and n >= 64 else _by_tiles
-    return chosen(q_s, k_s, q_t, k_t, None, scale_s, scale_t, with_grads)
+    return chosen(maps._replace(real=None), scale_s, scale_t, with_grads)  # zeros add nothing
 
 
 _by_tiles = by_tiles(_tile)
