@@ -238,13 +238,25 @@ def test_a_row_that_comes_twice_is_refused() -> None:
 
 
 @both
+@pytest.mark.parametrize("temperature", [1.0, 0.5])  # the second takes the lowest number to -inf
 @pytest.mark.parametrize("form", ["ce", "kl"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_classes_masked_with_the_lowest_number(function: Callable[..., Any], form: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mask", ["lowest", "-inf"])
+def test_classes_that_both_sides_mask_add_nothing(
+    function: Callable[..., Any], mask: str, dtype: torch.dtype, form: str, temperature: float
+) -> None:
     z_s, z_t = randn(2, 6, 5).to(dtype)
-    expected = function(z_s, z_t, form=form)
-    masked = [torch.cat([z, torch.full_like(z[:, :1], torch.finfo(dtype).min)], 1) for z in (z_s, z_t)]
-    torch.testing.assert_close(function(*masked, form=form), expected)
+    value = torch.finfo(dtype).min if mask == "lowest" else -math.inf
+    wide_s, wide_t = (torch.cat([z, torch.full_like(z[:, :1], value)], 1) for z in (z_s, z_t))
+    z_s.requires_grad_(True)
+    wide_s.requires_grad_(True)
+    expected, losses = (
+        function(s, t, arange(6) % 5, form=form, temperature=temperature) for s, t in ((z_s, z_t), (wide_s, wide_t))
+    )
+    torch.testing.assert_close(losses, expected)
+    (d_expected,), (d_wide,) = (torch.autograd.grad(sum(ab), z) for ab, z in ((expected, z_s), (losses, wide_s)))
+    torch.testing.assert_close(d_wide[:, :5], d_expected)
+    assert (d_wide[:, 5] == 0).all()
 
 
 @pytest.mark.parametrize("form", ["ce", "kl"])

@@ -48,7 +48,7 @@ def rounded(x, dtype: tl.constexpr):
     """`x` in `dtype`, rounded to nearest."""
     if UPCAST and dtype == tl.bfloat16 and x.dtype == tl.float32:  # the interpreter would cut the bits off
         bits = x.to(tl.int32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .numbers import Numbers
+from .numbers import MASKED, Numbers
 
 ROOM = 1 << 17  # logits of each side at a time
 
@@ -68,7 +68,7 @@ class SoftLabels(Numbers):
         soft, hard = weights.new_zeros((2,))
         at_once = max(1, ROOM // self.classes)
         for some, w in zip(counted.split(at_once), weights.split(at_once), strict=True):
-            x, y = (z[some, : self.classes].to(weights.dtype) for z in (z_s, z_t))
+            x, y = (z[some, : self.classes].to(weights.dtype).clamp_min_(MASKED) for z in (z_s, z_t))
             log_p = (x if self.temperature_s == 1 else x / self.temperature_s).log_softmax(-1)
             log_q = y.div_(self.temperature_t).log_softmax(-1)
             q = log_q.exp()

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shared.kernel import LN2, LOG2E, divisor, known, store
-from .numbers import Numbers
+from .numbers import MASKED, Numbers
 
-NOWHERE = tl.constexpr(-1e30)  # a logit that no softmax sees, and that stays finite when it is scaled
+NOWHERE = tl.constexpr(MASKED)
 
 
 @triton.jit
@@ -45,8 +45,7 @@ def _weight(
 @triton.jit
 def _load(pointer, there):
     x = tl.load(pointer, mask=there, other=0.0).to(tl.float32)
-    lowest = (x < NOWHERE) & (x > float("-inf"))  # as what masks classes writes it: -inf once it is scaled
-    return tl.where(there & ~lowest, x, NOWHERE)
+    return tl.where(there & ~(x < NOWHERE), x, NOWHERE)  # and NaN stays what it is
 
 
 @triton.jit
@@ -133,7 +132,7 @@ def loss_kernel(
     soft = tl.sum(crosses, axis=0) / sum_t + tl.log2(sum_s) - (tl.log2(sum_t) if KL else 0.0)
     hard = 0.0
     if HAS_LABELS:
-        of_label = tl.load(student + label).to(tl.float32)
+        of_label = _load(student + label, True)
         hard = tl.log2(sum_1) - (of_label - top_s) * LOG2E
         tl.store(stats + 4 * num_rows + program, sum_1)
     tl.store(stats + program, top_s)

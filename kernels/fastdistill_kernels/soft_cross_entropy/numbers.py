@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MASKED = -1e30  # logits below are taken for it, -inf too: no softmax sees it, and it stays finite when it is scaled
+
 
 @dataclass(frozen=True)
 class Numbers:

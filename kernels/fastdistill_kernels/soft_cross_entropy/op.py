@@ -34,7 +34,8 @@ def soft_cross_entropy(
     ``hard = mean over rows of -log_softmax(z_s)[label]``; the caller weighs the two.
 
     Args:
-        student_logits: ``(..., C)``.
+        student_logits: ``(..., C)``; those below -1e30, -inf too, are taken for -1e30, so that a class which both sides
+            mask adds nothing.
         teacher_logits: ``(..., C)``; a constant, it never receives gradients.
         labels: ``(...)`` int64 gold classes; a row labelled `ignore_index` takes part in neither mean. A label that is
             no class is refused on a CPU, and makes results NaN on a GPU, which would have to be waited for.

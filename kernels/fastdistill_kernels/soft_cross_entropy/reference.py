@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .numbers import MASKED
+
 
 def soft_cross_entropy(
     student_logits: Tensor,
@@ -26,7 +28,8 @@ def soft_cross_entropy(
     ``p_t = softmax(z_t / teacher_temperature)``, with "kl" ``w_r p_t (log p_t - log p_s)``, times temperature *
     teacher_temperature if asked; ``hard = 1 / N * sum over r of -w_r log softmax(z_s)[label]``; ``N = sum over r of
     w_r``. Rows r are those of `rows` (default all) whose label is not `ignore_index`, w_r their weights (default 1), c
-    the first `num_classes` classes (default all).
+    the first `num_classes` classes (default all). Logits below -1e30, -inf too, are taken for -1e30: what both sides
+    mask adds nothing.
 
     Shapes: logits ``(..., C)``; labels and row_weights ``(...)``; rows ``(R,)``; results ``()``, float32 (float64 for
     float64), 0 if N is 0.
@@ -35,7 +38,9 @@ def soft_cross_entropy(
     """
     temperature_t = temperature if teacher_temperature is None else teacher_temperature
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    z_s, z_t = (z.flatten(0, -2)[:, :num_classes].to(dtype) for z in (student_logits, teacher_logits.detach()))
+    z_s, z_t = (
+        z.flatten(0, -2)[:, :num_classes].to(dtype).clamp_min(MASKED) for z in (student_logits, teacher_logits.detach())
+    )
     chosen = torch.arange(len(z_s), device=z_s.device) if rows is None else rows
     if labels is not None:
         chosen = chosen[labels.flatten()[chosen] != ignore_index]
