@@ -81,7 +81,8 @@ class Progress:
     """How far a stage has come; the scalars of a checkpoint.
 
     `log_offset` is the length in bytes of the log when the checkpoint was written; what a killed run logged after it
-    is cut. `most_tokens` is what memory has been found to have room for, with activations kept or computed again.
+    is cut. `most_tokens` is what memory has been found to have room for, with activations kept or computed again;
+    `lacks_room_for_graphs`, that it had none for CUDA graphs besides.
     """
 
     step: int = 0
@@ -91,6 +92,7 @@ class Progress:
     log_offset: int = 0
     most_tokens: float = math.inf
     recomputes: bool = False
+    lacks_room_for_graphs: bool = False
 
 
 @dataclass

@@ -123,7 +123,7 @@ def train(
     else:
         log.forget(name)
     progress, meter = state.progress, Meter()
-    step.most_tokens = progress.most_tokens
+    step.most_tokens, step.lacks_room_for_graphs = progress.most_tokens, progress.lacks_room_for_graphs
     if progress.recomputes:
         step.recompute()
     accumulate = stage.gradient_accumulation_steps
@@ -139,7 +139,7 @@ def train(
         guard = partial(check_alive, lambda: step.forward(first.split(step.most_tokens)[0])[1], student)
         ranks.agree(partial(step.with_room, [first], guard))
 
-    if runtime.cuda_graphs:
+    if runtime.cuda_graphs and not step.lacks_room_for_graphs:
         longest, most = int(loader.sequences.lengths.max()), max(map(len, loader.plan(0)))
         step.use_graphs(longest, most, accumulate // ranks.world_size())
 
@@ -181,6 +181,7 @@ def train(
         if save:
             progress.log_offset = log.offset
             progress.most_tokens, progress.recomputes = step.most_tokens, step.recomputes
+            progress.lacks_room_for_graphs = step.lacks_room_for_graphs
             ranks.agree(partial(checkpoints.save, state))
         clock += time.perf_counter() - paused
     log.end_stage()

@@ -123,6 +123,7 @@ class Step:
         self.most_tokens: float = math.inf  # that memory has room for, as far as is known
         self.recomputes = False  # activations inside layers, in the backward pass
         self.graphs: Graphs | None = None
+        self.lacks_room_for_graphs = False
         self.max_grad_norm = stage.optim.max_grad_norm or math.inf
         self.optimizer = make_optimizer(stage.optim, student, objective)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -265,6 +266,7 @@ class Step:
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         if recorded:
+            self.lacks_room_for_graphs = True
             self.say("out of memory: going on without CUDA graphs, which hold some")
             return
         pieces = [piece for batch in batches for piece in batch.split(self.most_tokens)]

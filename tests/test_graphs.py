@@ -129,6 +129,35 @@ def test_graphs_are_given_up_where_memory_lacks(world: Path, monkeypatch: pytest
     assert ours.update(RATE).isfinite()
 
 
+def test_graphs_that_were_given_up_are_not_recorded_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on from its checkpoint as it had come to it."""
+    recorded: list[step.Step] = []
+    use_graphs = step.Step.use_graphs
+
+    def with_little_memory(self: step.Step, longest: int, most: int, parts: int) -> None:
+        use_graphs(self, longest, most, parts)
+        recorded.append(self)
+        give_out(monkeypatch, self, 20, LACKING[0])
+
+    monkeypatch.setattr(graphs, "capture", lambda run, pool, warm_up=2: (run, pool))
+    monkeypatch.setattr(step.Step, "use_graphs", with_little_memory)
+    losses = Losses(attention=1.0)
+    runtime = step.Runtime(torch.device("cpu"), torch.float32, 1, 2, cuda_graphs=True)
+    for steps in (5, 8):
+        student, teacher = (Encoder.load(world / "teacher") for _ in range(2))
+        objective = Objective(losses, ((2, 3), (4, 4)), student, teacher)
+        with Log(tmp_path / "log.jsonl") as log:
+            progress = train(
+                "x", Stage(losses=losses), student, Live(teacher), objective, Loader(text(), 24, seed=1), steps,
+                runtime=runtime, checkpoints=Checkpoints(tmp_path, "x"), log=log, validate=None,
+            )  # fmt: skip
+    assert progress.step == 8
+    assert len(recorded) == 1
+    assert recorded[0].lacks_room_for_graphs
+
+
 def test_label_losses_are_not_recorded(world: Path) -> None:
     ours, said = whole_step(world, ALL)
     ours.use_graphs(longest=20, most=8, parts=1)
