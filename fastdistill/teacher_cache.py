@@ -29,7 +29,7 @@ from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import HeadKind
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TOKENS_PER_SHARD = 1 << 14  # at least
 MOST_SHARDS = 1000  # each is mapped, once for each tap, of which there are some 40, and Linux allows 65,000 maps
 KINDS = ("hidden", "q", "k", "v")

@@ -98,6 +98,16 @@ def test_nothing_is_asked_twice(live: Live, tmp_path: Path, monkeypatch: pytest.
     fill(tmp_path, live, Taps(hidden=frozenset({3}), logits=True))
 
 
+def test_answers_do_not_depend_on_what_was_lacking(live: Live, folder: Path, tmp_path: Path) -> None:
+    """One shard lacks shallow hidden states alone, another more; then a run asks for deeper ones."""
+    whole = Cached(tmp_path, live, text())
+    fill(tmp_path, live)
+    for shard, name in ((0, "hidden.0"), (0, "hidden.3"), (0, "logits"), (2, "hidden.0"), (3, "hidden.3")):
+        whole._path(shard, name).unlink()
+    fill(tmp_path, Live(Encoder.load(folder, head="finetuned")), verify=60)
+    fill(tmp_path, Live(Encoder.load(folder, head="finetuned")), TAPS | Taps(hidden=frozenset({1})), verify=60)
+
+
 def damage(path: Path, harm: str, stale: Path) -> None:
     with safe_open(path, framework="pt") as file:
         about, whole = file.metadata(), file.get_tensor(ANSWER).clone()

@@ -152,6 +152,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: a sequence longer than `max_length`; a layer past the last; logits without a head; q, k or v
                 of a family whose attention cannot be captured.
+            RuntimeError: the model gave hidden states of more or fewer layers than it ran.
         """
         family = self.model.config.model_type
         if batch.max_seqlen > self.max_length:
@@ -216,6 +217,9 @@ class Encoder(nn.Module):
     def _packed(self, batch: Batch, taps: Taps) -> Captured:
         recorder = Recorder(Bounds(batch.cu_seqlens, batch.max_seqlen), taps)
         hidden_states = self._run_packed(batch, recorder, output_hidden_states=bool(taps.hidden))
+        if taps.hidden and len(hidden_states) != recorder.layers_seen + 1:
+            family = self.model.config.model_type
+            raise RuntimeError(f"{family} gave {len(hidden_states)} hidden states of {recorder.layers_seen} layers")
         captured = recorder.captured
         captured.hidden = {layer: hidden_states[layer][0] for layer in taps.hidden}
         if taps.logits:
@@ -273,4 +277,5 @@ class Encoder(nn.Module):
             max_seqlen=max(lengths),
         ).to(self.model.device)
         recorder = Recorder(Bounds(batch.cu_seqlens, batch.max_seqlen), Taps())
-        return self._run_packed(batch, recorder, output_hidden_states=False)[-1][0], recorder.layers_seen
+        # transformers hooks into the layers that there are when hidden states are first asked for
+        return self._run_packed(batch, recorder, output_hidden_states=True)[-1][0], recorder.layers_seen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from encoders import CAPTURED, make_batch, tiny_encoder
@@ -133,6 +135,34 @@ def test_layers_that_nobody_asks_for_do_not_run(family: str, monkeypatch: pytest
     seen.clear()
     teacher.encoder(batch, Taps())
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("shallow", [Taps(hidden=frozenset({0})), Taps(hidden=frozenset({2})), Taps(q=frozenset({2}))])
+def test_what_was_asked_before_changes_nothing(family: str, shallow: Taps) -> None:
+    """Nor does a copy forget what lies deeper."""
+    batch, teacher, fresh = make_batch([9, 4]), Live(tiny_encoder(family, head=True)), tiny_encoder(family, head=True)
+    teacher(batch, shallow)
+    for taps in (
+        Taps(hidden=frozenset({1})),
+        Taps(hidden=frozenset({0, 2}), q=frozenset({3})),
+        Taps(hidden=frozenset({0, 1, 2}), logits=True),
+        Taps(hidden=frozenset({0, 1, 2, 3})),
+    ):
+        expected = fresh(batch, taps)
+        for one in (teacher, copy.deepcopy(teacher)):
+            got = one(batch, taps)
+            assert got.hidden.keys() == taps.hidden
+            for layer in taps.hidden:
+                assert torch.equal(got.hidden[layer], expected.hidden[layer])
+
+
+def test_hidden_states_that_are_not_those_of_the_layers_are_refused() -> None:
+    teacher = Live(tiny_encoder("bert"))
+    assert teacher.encoder.layers is not None
+    teacher.encoder.layers[1]._forward_hooks.clear()
+    with pytest.raises(RuntimeError, match="bert gave 3 hidden states of 3 layers"):
+        teacher(make_batch([9, 4]), Taps(hidden=frozenset({3})))
 
 
 def test_rotary_frequencies_keep_their_digits() -> None:
