@@ -64,6 +64,11 @@ class Packed(nn.Module):
         return self.multiply(x)
 
 
+def can_pack() -> bool:
+    """Whether there is oneDNN, and it multiplies in bf16 on this CPU."""
+    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def pack(encoder: Encoder) -> None:
     """Put `Packed` in the place of every linear layer, and of the GELU that follows the first one of an FFN."""
     layout = find_layout(encoder.model.base_model.state_dict())
@@ -99,7 +104,7 @@ class Live(nn.Module):
         self.encoder = encoder.requires_grad_(False)
         for parameter in encoder.parameters():  # and no buffers: rotary frequencies need their digits
             parameter.data = parameter.data.to(dtype)
-        if self.device.type == "cpu" and dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        if self.device.type == "cpu" and dtype == torch.bfloat16 and can_pack():
             pack(encoder)
         self.eval()
 

@@ -10,9 +10,10 @@ from encoders import CAPTURED, make_batch, tiny_encoder
 
 from fastdistill.models.capture import Recorder, Taps
 from fastdistill.models.encoder import Encoder
-from fastdistill.models.teacher import Ensemble, Live, Packed, Together
+from fastdistill.models.teacher import Ensemble, Live, Packed, Together, can_pack
 
 TAPS = Taps(hidden=frozenset({3}), q=frozenset({1}), logits=True)
+packs = pytest.mark.skipif(not can_pack(), reason="oneDNN has no bf16 on this CPU")
 
 
 def test_always_in_eval_mode() -> None:
@@ -68,6 +69,7 @@ def test_packed_weights_multiply_as_plain_ones(family: str) -> None:
         assert (g - e).norm() < 1.5 * (r - e).norm()
 
 
+@packs
 @pytest.mark.parametrize(
     ("family", "linear", "activated"), [("bert", 20, 3), ("distilbert", 20, 3), ("albert", 9, 0), ("modernbert", 14, 0)]
 )
@@ -84,6 +86,14 @@ def test_every_linear_layer_is_packed_and_the_exact_gelu_of_an_ffn_taken_with_it
     assert taken - idle == activated
 
 
+def test_nothing_is_packed_where_onednn_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    teacher = Live(tiny_encoder("bert", head=True), torch.bfloat16)
+    assert not any(isinstance(module, Packed) for module in teacher.modules())
+    assert teacher(make_batch([9, 4]), TAPS).hidden[3].isfinite().all()
+
+
+@packs
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_layers_of_the_same_states_are_multiplied_together(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whichever order and however often they are asked."""
@@ -101,6 +111,7 @@ def test_linear_layers_of_the_same_states_are_multiplied_together(bias: bool, mo
     assert not together.waiting
 
 
+@packs
 def test_a_teacher_multiplies_query_key_and_value_together(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Together] = []
     part = Together.part
