@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import resource
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-LACKING = (
-    "DefaultCPUAllocator: can't allocate",
-    "could not create a primitive",  # as oneDNN has it
-    "CUDA error: out of memory",
-    "Triton Error [CUDA]: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # which found no room for its workspace
+LACKING = re.compile(
+    "DefaultCPUAllocator: can't allocate"
+    "|could not create a primitive(?! descriptor)"  # as oneDNN has it; no descriptor: it knows no way
+    "|CUDA error: out of memory"
+    r"|Triton Error \[CUDA\]: out of memory"
+    "|CUBLAS_STATUS_ALLOC_FAILED"
+    "|CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate"  # which found no room for its workspace
 )
 PROCESS = Path("/proc/self")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -30,7 +31,7 @@ def lacks_memory(error: BaseException | None) -> bool:
     A recording of a CUDA graph in which memory runs out ends with an error of its own.
     """
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in LACKING):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or LACKING.search(str(error)):
             return True
         error = error.__cause__ if error.__suppress_context__ else error.__context__
     return False

@@ -17,6 +17,9 @@ CPU = torch.device("cpu")
 
 def test_an_error_of_something_else_does_not_lack_memory() -> None:
     assert not memory.lacks_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert memory.lacks_memory(RuntimeError("could not create a primitive. Run workload with environment variable"))
+    unknown = "could not create a primitive descriptor for a matmul primitive. Run workload with environment variable"
+    assert not memory.lacks_memory(RuntimeError(unknown))
     remedied = ValueError("a remedy")
     remedied.__context__ = MemoryError()
     remedied.__suppress_context__ = True
