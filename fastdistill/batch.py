@@ -54,17 +54,22 @@ class Batch:
         """``sum_b n_b^2``, on the batch's device."""
         return self.cu_seqlens.diff().long().square().sum()
 
-    def split(self, most_tokens: float) -> list[Batch]:
-        """Pieces of whole sequences, each of at most `most_tokens` tokens, or of one sequence that has more.
+    def num_places(self, padded: bool) -> int:
+        """Tokens, and where it is `padded` what fills every sequence up to `max_seqlen`."""
+        return self.num_sequences * self.max_seqlen if padded else self.num_tokens
+
+    def split(self, most: float, padded: bool = False) -> list[Batch]:
+        """Pieces of whole sequences, each of at most `most` places (`num_places`), or of one sequence that has more.
 
         `max_seqlen` stays that of the whole, which some losses average over.
         """
-        if self.num_tokens <= most_tokens:
+        if self.num_places(padded) <= most:
             return [self]  # and the device is not waited for
         bounds = self.cu_seqlens.tolist()
+        places = [b * self.max_seqlen for b in range(len(bounds))] if padded else bounds
         cuts = [0]
         for b in range(1, self.num_sequences):
-            if bounds[b + 1] - bounds[cuts[-1]] > most_tokens:
+            if places[b + 1] - places[cuts[-1]] > most:
                 cuts.append(b)
         pieces = []
         for first, last in pairwise([*cuts, self.num_sequences]):

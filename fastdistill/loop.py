@@ -133,10 +133,10 @@ def train(
     log.stage(name, steps, progress.step)
     student.train()
 
+    step.make_room(loader.largest(step.padded))
     if progress.step == 0:
         _, first = next(loader.batches())
-        step.make_room(first)
-        guard = partial(check_alive, lambda: step.forward(first.split(step.most_tokens)[0])[1], student)
+        guard = partial(check_alive, lambda: step.forward(step.pieces(first)[0])[1], student)
         ranks.agree(partial(step.with_room, [first], guard))
 
     if runtime.cuda_graphs and not step.lacks_room_for_graphs:

@@ -120,7 +120,7 @@ class Step:
         say: Callable[[str], None] = print,
     ) -> None:
         self.student, self.teacher, self.objective, self.runtime, self.say = student, teacher, objective, runtime, say
-        self.most_tokens: float = math.inf  # that memory has room for, as far as is known
+        self.most_tokens: float = math.inf  # that memory has room for, as far as is known; with padding, if there is
         self.recomputes = False  # activations inside layers, in the backward pass
         self.graphs: Graphs | None = None
         self.lacks_room_for_graphs = False
@@ -150,35 +150,42 @@ class Step:
         return loss, values
 
     def make_room(self, batch: Batch) -> None:
-        """Before the first step: decide to go on in pieces where memory would not suffice for batches like this one.
+        """Before the first step of a run: go on in pieces where memory would not suffice for batches like this one.
 
-        Estimated from what pieces keep for their backward pass: the one of the longest sequences, and the one of the
-        most, which a model that runs padded fills up to the longest. Where a single sequence would not fit,
-        activations inside the student's layers are not kept.
+        Estimated from what the piece of the longest sequences keeps for its backward pass. Where a single sequence
+        would not fit, activations inside the student's layers are not kept. What is known already is not forgotten.
         """
-        copies = 3 + (ranks.world_size() > 1)  # gradients, AdamW's two moments, what ranks send each other
+        moments = 0 if self.optimizer.state else 2
+        copies = 1 + moments + (ranks.world_size() > 1)  # gradients, AdamW's moments, what ranks send each other
         states = copies * sum(p.nbytes for p in self.parameters)
         room = max(0.0, free_bytes(self.runtime.device) - states)
 
         def measure() -> float:
-            pieces = batch.split(min(MEASURED, self.most_tokens))
+            pieces = batch.split(min(MEASURED, self.most_tokens), self.padded)
             longest = max(pieces, key=lambda piece: int(piece.num_pairs))
-            most = max(pieces, key=lambda piece: piece.num_sequences)
-            measured = [longest] if most is longest else [longest, most]
-            return max(bytes_kept(partial(self.forward, x), self.parameters) / x.num_tokens for x in measured)
+            return bytes_kept(partial(self.forward, longest), self.parameters) / longest.num_places(self.padded)
 
         while True:
-            kept = self.with_room(batch.split(MEASURED), measure)
+            kept = self.with_room(batch.split(MEASURED, self.padded), measure)
             kept = max(1.0, kept)  # a dead loss keeps nothing, and is refused elsewhere
             fits = room / (ROOM * kept)
             if fits >= batch.max_seqlen or not self.recompute():
                 break
-        if fits < batch.num_tokens:
+        if fits < min(batch.num_places(self.padded), self.most_tokens):
             self.most_tokens = min(self.most_tokens, max(int(fits), batch.max_seqlen))
             self.say(
-                f"memory has room for some {fits:,.0f} tokens at once, batches have {batch.num_tokens:,}: "
+                f"memory has room for some {fits:,.0f} tokens at once, batches have {batch.num_places(self.padded):,}: "
                 f"going on with {self.most_tokens:,}"
             )
+
+    @property
+    def padded(self) -> bool:
+        """Whether sequences are filled up to the longest of a batch."""
+        return not self.student.packs
+
+    def pieces(self, batch: Batch) -> list[Batch]:
+        """It, or pieces of it that memory has room for."""
+        return batch.split(self.most_tokens, self.padded)
 
     def recompute(self) -> bool:
         """Compute activations inside the student's layers again in the backward pass; whether that is news."""
@@ -220,7 +227,7 @@ class Step:
         for batch in batches:
             if batch.seed is not None:
                 torch.manual_seed(batch.seed)
-            pieces = batch.split(self.most_tokens)
+            pieces = self.pieces(batch)
             whole = batch.to(self.runtime.device) if len(pieces) > 1 else None
             for piece in pieces:
                 if self.graphs is not None and whole is None:
@@ -269,16 +276,17 @@ class Step:
             self.lacks_room_for_graphs = True
             self.say("out of memory: going on without CUDA graphs, which hold some")
             return
-        pieces = [piece for batch in batches for piece in batch.split(self.most_tokens)]
-        largest = max(pieces, key=lambda piece: piece.num_tokens)
+        pieces = [piece for batch in batches for piece in self.pieces(batch)]
+        largest = max(pieces, key=lambda piece: piece.num_places(self.padded))
+        size = largest.num_places(self.padded)
         if largest.num_sequences == 1 and self.recompute():
             return
         if largest.num_sequences == 1:
             raise ValueError(
                 f"a single sequence of {largest.num_tokens} tokens does not fit into memory: lower max_length"
             )
-        self.most_tokens = largest.num_tokens // 2
-        self.say(f"out of memory with {largest.num_tokens:,} tokens at once: going on with {self.most_tokens:,}")
+        self.most_tokens = size // 2
+        self.say(f"out of memory with {size:,} tokens at once: going on with {self.most_tokens:,}")
 
     def update(self, learning_rate: float) -> Tensor:
         """Clip the gradients, move the weights, and return the norm that the gradients had, on the device."""

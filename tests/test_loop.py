@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from fastdistill import loop
 from fastdistill.batch import Batch
 from fastdistill.checkpoint import Checkpoints, Progress
-from fastdistill.data.packing import Loader, Sequences
+from fastdistill.data.packing import Loader, Sequences, collate
 from fastdistill.log import Log
 from fastdistill.loop import Meter, epoch_ends, learning_rate, train
 from fastdistill.losses.objective import Objective
 from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.recipe import Losses, Optim, Stage
-from fastdistill.step import Runtime, make_optimizer
+from fastdistill.step import Runtime, Step, make_optimizer
 from tests.steps import no_dropout
 
 
@@ -287,3 +287,39 @@ def test_the_check_of_the_terms_makes_room_too(tmp_path: Path, world: Path, monk
     monkeypatch.setattr(Encoder, "forward", limited)
     train_once(tmp_path, student, HARD, 4)
     assert len(logged(tmp_path)) == 4
+
+
+def test_memory_is_estimated_of_the_largest_batch_and_by_a_resumed_run_too(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the stopped run found out holds besides."""
+    seen: list[tuple[list[int], float, bool]] = []
+    make_room = Step.make_room
+
+    def noted(self: Step, batch: Batch) -> None:
+        before = self.most_tokens, self.recomputes
+        make_room(self, batch)
+        seen.append((batch.cu_seqlens.diff().tolist(), *before))
+
+    monkeypatch.setattr(Step, "make_room", noted)
+    monkeypatch.setattr(Loader, "largest", lambda self, padded: padded or collate(self.sequences, np.array([7])))
+    runtime = replace(RUNTIME, save_steps=2)
+    for steps, free in ((3, 0.0), (5, 1e12)):
+        monkeypatch.setattr("fastdistill.step.free_bytes", lambda _, free=free: free)
+        train_once(tmp_path, load(world), HARD, steps, runtime=runtime)
+    length = sequences().lengths[7]
+    assert seen == [([length], math.inf, False), ([length], length, True)]
+
+
+def test_a_resumed_run_that_has_less_memory_goes_on_in_pieces(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Step] = []
+    make_room = Step.make_room
+    monkeypatch.setattr(Step, "make_room", lambda self, batch: found.append(self) or make_room(self, batch))
+    for steps, free in ((3, 1e12), (5, 0.0)):
+        monkeypatch.setattr("fastdistill.step.free_bytes", lambda _, free=free: free)
+        train_once(tmp_path, load(world), HARD, steps, runtime=replace(RUNTIME, save_steps=2))
+    assert [one.recomputes for one in found] == [False, True]
+    assert found[0].most_tokens == math.inf
+    assert found[1].most_tokens < 10

@@ -171,6 +171,10 @@ def test_pieces_are_chosen_before_memory_runs_out(world: Path, monkeypatch: pyte
     assert ours.most_tokens == 36
     assert said == ["memory has room for some 36 tokens at once, batches have 72: going on with 36"]
     assert not ours.recomputes
+    ours.most_tokens = 20  # as a checkpoint has it
+    ours.make_room(batch)
+    assert ours.most_tokens == 20
+    assert len(said) == 1
 
 
 def test_memory_that_lacks_for_the_estimate_itself_is_said_as_it_is(
@@ -178,23 +182,27 @@ def test_memory_that_lacks_for_the_estimate_itself_is_said_as_it_is(
 ) -> None:
     """Of what was tried, a piece of the batch."""
     ours, said = whole_step(world, ALL)
-    monkeypatch.setattr(step, "MEASURED", 20)
+    monkeypatch.setattr(step, "MEASURED", 30)
     give_out(monkeypatch, ours, 16, LACKING[0])
     ours.make_room(collate(text(), np.arange(10)))
-    assert said == ["out of memory with 20 tokens at once: going on with 10"]
+    assert said == ["out of memory with 30 tokens at once: going on with 15"]
 
 
 def test_room_is_made_for_what_a_padded_model_keeps_of_many_short_sequences(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here it keeps 10^9 bytes a place: five sequences of 20 tokens fill up to 15 tokens each, 3.75 places a token."""
-    ours, _ = whole_step(world, ALL)
-    monkeypatch.setattr(step, "MEASURED", 20)
+    """Here it keeps 10^9 bytes a place, and ten sequences of 72 tokens fill up to 15 tokens each."""
+    ours, said = whole_step(world, ALL)
+    ours.student.packs = False
+    batch = collate(text(), np.arange(10))
+    monkeypatch.setattr(step, "MEASURED", 40)
     monkeypatch.setattr(ours, "forward", lambda piece: piece)
     monkeypatch.setattr(step, "bytes_kept", lambda forward, _: 10**9 * forward().num_sequences * forward().max_seqlen)
-    monkeypatch.setattr(step, "free_bytes", lambda _: 30 * step.ROOM * 3.75e9)
-    ours.make_room(collate(text(), np.arange(10)))
-    assert ours.most_tokens == 29  # 30, but for gradients and moments
+    monkeypatch.setattr(step, "free_bytes", lambda _: 61 * step.ROOM * 1e9)
+    ours.make_room(batch)
+    assert ours.most_tokens == 60  # 61, but for gradients and moments
+    assert said == ["memory has room for some 61 tokens at once, batches have 150: going on with 60"]
+    assert [piece.num_sequences for piece in ours.pieces(batch)] == [4, 4, 2]
 
 
 def test_activations_are_computed_again_where_a_single_sequence_would_not_fit(

@@ -126,11 +126,24 @@ class Loader:
         for epoch in count():
             batches = self.plan(epoch)
             for number in range(start, before + len(batches), stride):
-                seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0])
-                batch = replace(collate(self.sequences, batches[number - before]), seed=seed)
-                yield epoch, batch if self.masking is None else self.masking(batch)
+                yield epoch, self._batch(number, batches[number - before])
                 start = number + stride
             before += len(batches)
+
+    def largest(self, padded: bool) -> Batch:
+        """Of the first epoch a batch that takes most memory: of most places where it is `padded`, else of most pairs of
+        tokens in its sequences."""
+        lengths = self.sequences.lengths
+
+        def size(rows: np.ndarray) -> int:
+            return len(rows) * lengths[rows].max() if padded else np.square(lengths[rows]).sum()
+
+        return self._batch(0, max(self.plan(0), key=size))
+
+    def _batch(self, number: int, rows: np.ndarray) -> Batch:
+        seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0])
+        batch = replace(collate(self.sequences, rows), seed=seed)
+        return batch if self.masking is None else self.masking(batch)
 
 
 def in_order(sequences: Sequences, tokens_per_batch: int) -> Iterator[Batch]:

@@ -179,3 +179,17 @@ def test_in_order_gives_predictions_their_place_back() -> None:
         longest_so_far = batch.max_seqlen
         predicted[indices] = batch.labels.numpy()
     assert predicted.tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_largest_batch_is_that_of_most_places_or_pairs(padded: bool) -> None:
+    lengths = random_lengths(400)
+    loader = Loader(make_sequences(lengths.tolist()), 2 * BUDGET, seed=1)
+    largest = loader.largest(padded)
+    batches = [batch for (_, batch), _ in zip(loader.batches(), loader.plan(0), strict=False)]
+
+    def size(batch: Batch) -> int:
+        return batch.num_places(True) if padded else int(batch.num_pairs)
+
+    assert size(largest) == max(map(size, batches)) > size(batches[0])
+    assert any(equal(largest, batch) for batch in batches)
