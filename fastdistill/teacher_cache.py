@@ -48,7 +48,7 @@ class Cached:
 
     Args:
         folder: where caches lie; this one has a folder of its own there, named by what it was made from.
-        live: the teacher; its weights, its configuration and its dtype are part of the name.
+        live: the teacher; its weights below the head, its configuration and its dtype are part of the name.
         data: the text; its tokens are part of the name.
 
     Raises:
@@ -57,7 +57,9 @@ class Cached:
 
     def __init__(self, folder: Path, live: Live, data: Sequences) -> None:
         self.data = data
-        self.origin = json.dumps({"format": FORMAT_VERSION, "teacher": live.fingerprint(), "text": data.fingerprint()})
+        origin = {"format": FORMAT_VERSION, "teacher": live.fingerprint(head=False), "text": data.fingerprint()}
+        self.origin = json.dumps(origin)
+        self.origin_of_logits = json.dumps(origin | {"head": live.fingerprint()})
         self.folder = folder / hashlib.sha256(self.origin.encode()).hexdigest()[:32]
         shard_of = data.offsets[:-1] // max(TOKENS_PER_SHARD, -(-int(data.offsets[-1]) // MOST_SHARDS))
         self.bounds = [0, *(np.flatnonzero(np.diff(shard_of)) + 1).tolist(), len(data)]  # of shards, in sequences
@@ -109,7 +111,7 @@ class Cached:
                 answers = self._ask(live, shard, names, tokens_per_batch)
                 self._path(shard, "").parent.mkdir(exist_ok=True)
                 for name, answer in answers.items():
-                    about = {"origin": self.origin, "scaling": repr(self.scaling), "sum": checksum(answer)}
+                    about = {"origin": self._origin(name), "scaling": repr(self.scaling), "sum": checksum(answer)}
                     to = self._path(shard, name)
                     publish_file(to, partial(save_file, {ANSWER: answer}, metadata=about))
                     written.append(to)
@@ -179,6 +181,9 @@ class Cached:
             return np.concatenate(([0], np.cumsum(labels != NO_LABEL)))[self.data.offsets]
         return np.arange(len(self.data) + 1)
 
+    def _origin(self, name: str) -> str:
+        return self.origin_of_logits if name == "logits" else self.origin
+
     def _path(self, shard: int, name: str) -> Path:
         return self.folder / f"{shard:05d}" / f"{name}.safetensors"
 
@@ -194,7 +199,7 @@ class Cached:
             return False
         except RuntimeError as error:  # as torch says it where there are no more maps
             raise OSError(f"{self._path(shard, name)} cannot be mapped: {error}") from error
-        if about.get("origin") != self.origin or about.get("sum") != checksum(answer) or len(answer) != rows:
+        if about.get("origin") != self._origin(name) or about.get("sum") != checksum(answer) or len(answer) != rows:
             return False
         self.scaling = scaling
         self.answers[shard, name] = answer

@@ -141,6 +141,18 @@ def test_a_damaged_index_costs_nothing(content: str | None, live: Live, tmp_path
     assert again.scaling == cache.scaling > 0
 
 
+def test_another_head_has_other_logits_alone(live: Live, folder: Path, tmp_path: Path) -> None:
+    """And none has what is below the head."""
+    shards = range(len(fill(tmp_path, Live(Encoder.load(folder)), replace(TAPS, logits=False)).bounds) - 1)
+    lacking = [(shard, ["logits"]) for shard in shards]
+    assert Cached(tmp_path, live, text()).open(TAPS) == lacking
+    fill(tmp_path, live)
+    assert Cached(tmp_path, live, text()).open(TAPS) == []
+    live.encoder.model.get_submodule("classifier").bias.add_(1.0)
+    assert Cached(tmp_path, live, text()).open(TAPS) == lacking
+    fill(tmp_path, live, verify=60)
+
+
 def test_another_teacher_or_text_has_another_folder(live: Live, folder: Path, tmp_path: Path) -> None:
     first = Cached(tmp_path, live, text())
     other_text = Cached(tmp_path, live, text(seed=1))

@@ -122,14 +122,19 @@ class Live(nn.Module):
         """Whether it runs padding-free."""
         return self.encoder.packs
 
-    def fingerprint(self) -> str:
-        """Changes when a weight, its dtype or what is computed with it does."""
+    def fingerprint(self, head: bool = True) -> str:
+        """Changes when a weight, its dtype or what is computed with it does; without the `head`, one below it.
+
+        A pooler is of the head, for no hidden state depends on it.
+        """
+        model = self.encoder.model
         names = {"_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "dtype"}
-        config = {k: v for k, v in self.encoder.model.config.to_dict().items() if k not in names}
+        config = {k: v for k, v in model.config.to_dict().items() if k not in names}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, weight in self.encoder.state_dict().items():
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for name, weight in (self.encoder if head else model.base_model).state_dict().items():
+            if head or not name.startswith("pooler."):
+                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+                digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     @contextmanager
@@ -184,9 +189,9 @@ class Ensemble(Live):
         """Whether all of them run padding-free."""
         return super().packs and all(other.packs for other in self.others)
 
-    def fingerprint(self) -> str:
-        """Changes when one of the teachers or a weight does."""
-        parts = [super().fingerprint(), *(other.fingerprint() for other in self.others), str(self.weights)]
+    def fingerprint(self, head: bool = True) -> str:
+        """Changes when one of the teachers or a weight does; see `Live.fingerprint`."""
+        parts = [super().fingerprint(head), *(other.fingerprint(head) for other in self.others), str(self.weights)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @torch.no_grad()

@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
-from encoders import CAPTURED, make_batch, tiny_encoder
+from encoders import CAPTURED, make_batch, tiny_encoder, tiny_model
 
 from fastdistill.models.capture import Recorder, Taps
 from fastdistill.models.encoder import Encoder
+from fastdistill.models.heads import output_layer
 from fastdistill.models.teacher import Ensemble, Live, Packed, Together, can_pack
 
 TAPS = Taps(hidden=frozenset({3}), q=frozenset({1}), logits=True)
@@ -218,6 +219,20 @@ def test_fingerprint_tells_teachers_and_weights_apart() -> None:
 
     assert fingerprint(1, 1) == fingerprint(2, 2)
     assert len({fingerprint(1, 1), fingerprint(1, 2), Live(tiny_encoder("bert", head=True)).fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("family", CAPTURED)
+def test_what_is_below_the_head_has_a_fingerprint_of_its_own(family: str) -> None:
+    headed = tiny_encoder(family, head=True)
+    below, whole = (Live(headed).fingerprint(head) for head in (False, True))
+    bare = tiny_model(family, head=False)
+    bare.load_state_dict(headed.model.base_model.state_dict(), strict=False)
+    assert Live(Encoder(bare)).fingerprint(head=False) == below
+    next(output_layer(headed.model, 3).parameters()).data += 1
+    assert Live(headed).fingerprint(head=False) == below
+    assert Live(headed).fingerprint() != whole
+    next(headed.model.base_model.parameters()).data += 1
+    assert Live(headed).fingerprint(head=False) != below
 
 
 def test_dropout_may_be_left_on() -> None:
