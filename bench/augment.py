@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 
+from bench.record import writable
 from bench.timing import device_name
 from bench.workload import DATA, SHAPES, TEXTS, TOKENIZER, Workload
 from fastdistill.data.candidates import MODEL, Candidates
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--texts", type=int, default=64, help="sentences; the published loops take an eighth of them")
     parser.add_argument("--rounds", type=int, default=3, help="times that every loop runs")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--out", type=writable, help="write all figures there, as JSON")
     options = parser.parse_args(argv)
     quiet()
     work = Workload(text="sst2", data=options.data)
@@ -120,7 +121,6 @@ def main(argv: list[str] | None = None) -> None:
             "device": device_name(options.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
         }  # fmt: skip
         shape = {"model": options.model, "text": "sst2", "texts": options.texts, "candidates": AUGMENT.candidates}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ import torch
 from torch import nn
 from transformers import BertModel
 
-from bench.timing import device_name
+from bench.record import writable
+from bench.timing import chosen_device, device_name
 from bench.workload import SHAPES, Workload
 
 WARM_UP = 2  # rounds
@@ -93,13 +93,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--length", type=numbers, default=[32, 128, 512])
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--limit_s", type=float, default=60, help=f"of a shape, after {FEWEST} rounds")
-    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--out", type=writable, help="write all figures there, as JSON")
     options = parser.parse_args(argv)
     if options.rounds < FEWEST:
         sys.exit(f"error: --rounds {options.rounds}: {FEWEST} at least")
     if max(options.length) > 512:
         sys.exit(f"error: --length {max(options.length)}: these models take 512 tokens at most")
-    device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
+    device = torch.device(chosen_device(options.gpu, options.cpu))
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     work = Workload(teacher=options.teacher, student=options.student)
     models: dict[str, nn.Module] = {
@@ -115,7 +115,6 @@ def main(argv: list[str] | None = None) -> None:
     if options.out:
         facts = {"device": device_name(device.type), "torch": torch.__version__, "dtype": str(dtype)}
         shapes = {"teacher": work.teacher, "student": work.student}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "models": shapes, "results": results}, indent=1) + "\n")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from bench.record import writable
 from bench.timing import device_name
 from bench.workload import DATA, TEXTS, TOKENIZER
 from fastdistill.data.corpus import load_corpus
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=128, help="most tokens of a sequence")
     parser.add_argument("--tokens_per_batch", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=10, help="how long to draw batches, an epoch at least")
-    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--out", type=writable, help="write all figures there, as JSON")
     options = parser.parse_args(argv)
     if not options.data.is_dir():
         sys.exit(f"error: there is no data at {options.data}: pass --data FOLDER")
@@ -75,7 +76,6 @@ def main(argv: list[str] | None = None) -> None:
     if options.out:
         facts = {"device": device_name("cpu"), "threads": torch.get_num_threads(), "torch": torch.__version__}
         shape = {"length": options.length, "tokens_per_batch": options.tokens_per_batch}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": found}, indent=1) + "\n")
 
 

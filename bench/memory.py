@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from bench import loops
-from bench.timing import device_name, process_peak_mib
+from bench.record import writable
+from bench.timing import chosen_device, device_name, process_peak_mib
 from bench.workload import DATA, SHAPES, Workload
 from fastdistill.step import Runtime
 
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--teacher", choices=SHAPES, default=Workload.teacher)
     parser.add_argument("--student", choices=SHAPES, default=Workload.student)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts and the tokenizer")
-    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--out", type=writable, help="write all figures there, as JSON")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.job:
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         work = Workload(**values | {"data": Path(values["data"])})
         print(json.dumps(attempt(name, work, limit_gib, torch.device(kind))))
         return
-    device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
+    device = torch.device(chosen_device(options.gpu, options.cpu))
     work = Workload(
         options.teacher, options.student, "wiki", options.length, True, options.batch_size, data=options.data
     )
@@ -116,7 +117,6 @@ def main(argv: list[str] | None = None) -> None:
     if options.out:
         facts = {"device": device_name(device.type), "torch": torch.__version__, "limit_gib": options.limit_gib}
         shape = {"teacher": work.teacher, "student": work.student, "length": work.length}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
 
 

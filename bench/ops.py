@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +26,8 @@ import torch
 from bench import figures
 from bench.accuracy import errors, truth
 from bench.opponents import EAGER, liger
-from bench.timing import Ready, captured, device_name, machine_limits, passes, peak_mib, timed, warmed_up
+from bench.record import writable
+from bench.timing import Ready, captured, chosen_device, device_name, machine_limits, passes, peak_mib, timed, warmed_up
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import SPECS
 
@@ -196,14 +196,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit_s", type=float, default=float("inf"), help="begin no shape after so many seconds")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=writable,
         help="write all figures there, as JSON, shape by shape; of a file that exists, the results of other shapes are "
         "kept, and what it lacks is measured first",
     )
     options = parser.parse_args(argv)
-    device = "cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda"
-    if device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: torch sees no GPU: leave --gpu out")
+    device = chosen_device(options.gpu, options.cpu)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     machine: dict[str, Any] = {"device": device_name(device), "torch": torch.__version__}
     try:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from bench import loops
-from bench.timing import Marks, device_name, machine_limits, process_peak_mib
+from bench.record import writable
+from bench.timing import Marks, chosen_device, device_name, machine_limits, process_peak_mib
 from bench.workload import DATA, SHAPES, Workload
 from fastdistill.batch import ahead
 from fastdistill.data.packing import Sequences
@@ -172,14 +173,12 @@ def main(argv: list[str] | None = None) -> None:
         help="which, the first being what others are held to; fused is ours with torch.compile and CUDA graphs "
         "(default published,compiled,textbrewer,ours,cached, and on a GPU fused)",
     )
-    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--out", type=writable, help="write all figures there, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.steps < 1:
         sys.exit(f"error: --steps {options.steps}: must be 1 or more")
-    if options.gpu and not torch.cuda.is_available():
-        sys.exit("error: --gpu, but torch sees no GPU: leave it out, or pass --cpu")
-    device = torch.device("cpu" if options.cpu or not (options.gpu or torch.cuda.is_available()) else "cuda")
+    device = torch.device(chosen_device(options.gpu, options.cpu))
     work = Workload(**{name: value for name, value in vars(options).items() if name in Workload.__dataclass_fields__})
     if options.child:
         runtime = Runtime(device, torch.bfloat16, 20, 200)
@@ -200,7 +199,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"  {part:<16}{ms:9.1f} ms")
     if options.out:
         shape = {k: str(v) if isinstance(v, Path) else v for k, v in vars(work).items() if k != "data"}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
     if all("failed" in result for result in results):
         sys.exit("error: no loop ran to its end")

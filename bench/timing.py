@@ -6,6 +6,7 @@ import ctypes
 import functools
 import gc
 import platform
+import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -179,6 +180,14 @@ def machine_limits(device: str, dtype: torch.dtype) -> dict[str, float]:
 
     copy = best(lambda: target.copy_(source))
     return {"copy_bytes_per_s": 2 * 4 * size / copy * 1000, "flops_per_s": max(map(rate, sides))}
+
+
+def chosen_device(gpu: bool, cpu: bool) -> str:
+    """The GPU where there is one, unless `cpu`; ends the program where `gpu` asks for one that is not there."""
+    there = torch.cuda.is_available()
+    if gpu and not there:
+        sys.exit("error: --gpu, but torch sees no GPU: leave it out, or pass --cpu")
+    return "cuda" if there and not cpu else "cpu"
 
 
 def device_name(device: str) -> str:

@@ -277,12 +277,6 @@ def test_errors_name_the_value(option: str, message: str, tmp_path: Path) -> Non
         step.main(["--cpu", f"--data={tmp_path}", option])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--gpu, but torch sees no GPU: leave it out"):
-        step.main(["--gpu", f"--data={tmp_path}"])
-
-
 FACTS = {"device": "a machine", "torch": "2", "allow_tf32": False, "copy_bytes_per_s": 1e9, "flops_per_s": 1e12}
 RESULT = {"tokens_per_s": 10.0, "step_ms": 1.0, "peak_mib": 1.0, "flops_per_s": 1e11, "losses": []}
 
