@@ -23,7 +23,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 
 from bench.record import writable
 from bench.timing import device_name
-from bench.workload import DATA, SHAPES, TEXTS, TOKENIZER, Workload
+from bench.workload import DATA, SHAPES, TEXTS, Workload
 from fastdistill.data.candidates import MODEL, Candidates
 from fastdistill.data.source import from_files
 from fastdistill.data.words import replaceable
@@ -76,13 +76,13 @@ def loops(folder: Path, device: torch.device) -> dict[str, Callable[[list[str]],
 
 def measure(work: Workload, model: str, texts: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """Words per second of every loop, on the first `texts` texts; of the published ones on fewer."""
-    place, column = TEXTS[work.text]
-    source = from_files(sorted((work.data / place).glob("*train*.parquet")))
+    _, column = TEXTS[work.text]
+    source = from_files(work.files())
     lines = next(source.read(column, option="task"))[column][:texts]
     with TemporaryDirectory() as folder:
         torch.manual_seed(0)
         BertForMaskedLM(work.config(model)).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(work.data / TOKENIZER).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(work.tokenizer).save_pretrained(folder)
         ways = loops(Path(folder), device)
         best = dict.fromkeys(ways, 0.0)
         asked = dict.fromkeys(ways, 0)

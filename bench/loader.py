@@ -20,19 +20,22 @@ from transformers import AutoTokenizer
 
 from bench.record import writable
 from bench.timing import device_name
-from bench.workload import DATA, TEXTS, TOKENIZER
+from bench.workload import DATA, TEXTS, Workload
 from fastdistill.data.corpus import load_corpus
 from fastdistill.data.packing import Loader
 from fastdistill.recipe import Corpus
 
 
-def measure(data: Path, length: int, tokens_per_batch: int, seconds: float) -> dict[str, Any]:
+def measure(work: Workload, tokens_per_batch: int, seconds: float) -> dict[str, Any]:
     """Tokens per second of both, in this process."""
-    place, column = TEXTS["wiki"]
-    corpus = Corpus(path=str(data / place), text=column, max_length=length)
+    work.check()
+    if tokens_per_batch < work.length:
+        raise ValueError(f"--tokens_per_batch {tokens_per_batch}: must be --length {work.length} or more")
+    place, column = TEXTS[work.text]
+    corpus = Corpus(path=str(work.data / place), text=column, max_length=work.length)
     with TemporaryDirectory() as cache:
         start = time.perf_counter()
-        sequences = load_corpus(corpus, AutoTokenizer.from_pretrained(data / TOKENIZER), cache)
+        sequences = load_corpus(corpus, AutoTokenizer.from_pretrained(work.tokenizer), cache)
         tokenising = time.perf_counter() - start
         loader = Loader(sequences, tokens_per_batch, seed=0)
         start = time.perf_counter()
@@ -63,9 +66,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10, help="how long to draw batches, an epoch at least")
     parser.add_argument("--out", type=writable, help="write all figures there, as JSON")
     options = parser.parse_args(argv)
-    if not options.data.is_dir():
-        sys.exit(f"error: there is no data at {options.data}: pass --data FOLDER")
-    found = measure(options.data, options.length, options.tokens_per_batch, options.seconds)
+    work = Workload(text="wiki", length=options.length, data=options.data)
+    try:
+        found = measure(work, options.tokens_per_batch, options.seconds)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     plan = found["plan_s"]
     print(
         f"{found['tokens']:,} tokens in {found['sequences']:,} sequences\n"

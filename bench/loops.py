@@ -305,9 +305,9 @@ def chosen(text: str, work: Workload) -> list[str]:
     """The loops that `text` names, one after the other; ends the program where one, or the workload, is not known."""
     names = text.split(",")
     try:
-        work.check()
         if unknown := [name for name in names if name not in LOOPS]:
             raise ValueError(f"--loops {unknown[0]}: choose from {', '.join(LOOPS)}")
+        work.check()
     except ValueError as error:
         sys.exit(f"error: {error}")
     return names

@@ -60,8 +60,19 @@ class Workload:
         for name, least in (("length", 3), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be {least} or more")
-        if not self.data.is_dir():
-            raise ValueError(f"there is no data at {self.data}: pass --data FOLDER")
+        for place, there in ((TEXTS[self.text][0], bool(self.files())), (TOKENIZER, self.tokenizer.is_dir())):
+            if not there:
+                raise ValueError(f"there is no data at {self.data / place}: pass a --data FOLDER that holds {place}")
+
+    def files(self) -> list[Path]:
+        """The text."""
+        path = self.data / TEXTS[self.text][0]
+        return [path] if path.is_file() else sorted(path.glob("*train*.parquet"))
+
+    @property
+    def tokenizer(self) -> Path:
+        """Its folder."""
+        return self.data / TOKENIZER
 
     def config(self, name: str) -> BertConfig:
         """The shape `name` without dropout, so that all loops learn the same."""
@@ -85,15 +96,13 @@ class Workload:
 
     def sequences(self, count: int, most: int = 0) -> Sequences:
         """The first `count` sequences of the text; or, where it has them, the first `most`."""
-        tokenizer = AutoTokenizer.from_pretrained(self.data / TOKENIZER)
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
         cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
         place, column = TEXTS[self.text]
-        path = self.data / place
-        files = [path] if path.is_file() else sorted(path.glob("*train*.parquet"))
         pieces: list[list[int]] = []
         rest: list[int] = []
         body = self.length - 2
-        rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
+        rows = load_dataset("parquet", data_files=[str(file) for file in self.files()], split="train", streaming=True)
         for batch in rows.select_columns([column]).iter(1000):
             for ids in tokenizer(batch[column], add_special_tokens=False)["input_ids"]:
                 if self.blocks:
@@ -106,6 +115,6 @@ class Workload:
             if len(pieces) >= max(count, most):
                 break
         if len(pieces) < count:
-            raise ValueError(f"{path} holds {len(pieces)} sequences, {count} are needed: fewer --steps")
+            raise ValueError(f"{self.data / place} holds {len(pieces)} sequences, {count} are needed: fewer --steps")
         pieces = pieces[: max(count, most)]
         return Sequences(np.concatenate(pieces), np.cumsum([0, *map(len, pieces)]))

@@ -1,12 +1,15 @@
-"""The data of the quality benchmark in miniature, and a finished one."""
+"""The data of the benchmarks in miniature, and a finished one of quality."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from tests.tiny import make_teacher, make_texts
+from bench import workload
+from tests.tiny import make_teacher, make_texts, make_tokenizer
 from tests.tiny_quality import start
 
 
@@ -30,3 +33,14 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("done")
     start(folder, data)
     return folder
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A data folder of the whole steps: 40 sentences of a few words as both texts, and the tokenizer."""
+    make_tokenizer().save_pretrained(tmp_path / workload.TOKENIZER)
+    for name, (place, column) in workload.TEXTS.items():
+        path = tmp_path / place / "train-0.parquet" if name == "sst2" else tmp_path / place
+        path.parent.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.table({column: [text for text, _ in make_texts(40, 0)]}), path)
+    return tmp_path

@@ -35,7 +35,7 @@ def test_every_loop_asks_about_the_same_words(
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="there is no data at .*: pass --data FOLDER"):
+    with pytest.raises(SystemExit, match="there is no data at .*: pass a --data FOLDER"):
         augment.main([f"--data={tmp_path / 'none'}"])
 
 

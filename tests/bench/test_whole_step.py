@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,8 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from torch import Tensor
@@ -25,22 +24,17 @@ from fastdistill.batch import Batch
 from fastdistill.data.packing import Sequences, collate
 from fastdistill.models.teacher import Live
 from fastdistill.step import Runtime, Step
-from tests.tiny import make_texts, make_tokenizer
+from tests.tiny import make_texts
 
 FP32 = Runtime(torch.device("cpu"), torch.float32, 20, 200)
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workload:
+def work(texts: Path, monkeypatch: pytest.MonkeyPatch) -> Workload:
     """Models of two and four layers, sentences of a few words."""
     monkeypatch.setattr(workload, "SHAPES", {"large": (4, 48, 96), "small": (2, 24, 48)})
     monkeypatch.setattr(step, "SHAPES", workload.SHAPES)
-    make_tokenizer().save_pretrained(tmp_path / workload.TOKENIZER)
-    folder = tmp_path / "tasks" / "glue" / "sst2"
-    folder.mkdir(parents=True)
-    table = pyarrow.table({"sentence": [text for text, _ in make_texts(40, 0)]})
-    pyarrow.parquet.write_table(table, folder / "train-0.parquet")
-    return Workload("large", "small", "sst2", length=12, batch_size=4, data=tmp_path)
+    return Workload("large", "small", "sst2", length=12, batch_size=4, data=texts)
 
 
 def test_sequences_are_cut_and_whole(work: Workload) -> None:
@@ -266,15 +260,26 @@ def test_flops_by_hand() -> None:
         ("--text=imdb", "--text imdb: choose one of sst2, wiki"),
         ("--student=tiny", "--student tiny: choose one of bert-base, tinybert4, tinybert6"),
         ("--loops=ours,theirs", "--loops theirs: choose from published, compiled, textbrewer, ours, fused, cached"),
-        ("--data=/nowhere", "there is no data at /nowhere: pass --data FOLDER"),
+        ("--data=/nowhere", "no data at /nowhere/tasks/glue/sst2: pass a --data FOLDER that holds tasks/glue/sst2"),
         ("--length=2", "--length 2: must be 3 or more"),
         ("--batch_size=0", "--batch_size 0: must be 1 or more"),
         ("--steps=0", "--steps 0: must be 1 or more"),
     ],
 )
-def test_errors_name_the_value(option: str, message: str, tmp_path: Path) -> None:
+def test_errors_name_the_value(option: str, message: str, texts: Path) -> None:
     with pytest.raises(SystemExit, match=message):
-        step.main(["--cpu", f"--data={tmp_path}", option])
+        step.main(["--cpu", f"--data={texts}", option])
+
+
+def test_a_folder_without_a_tokenizer_is_named(texts: Path) -> None:
+    shutil.rmtree(texts / workload.TOKENIZER)
+    with pytest.raises(ValueError, match=f"no data at {texts / workload.TOKENIZER}: pass a --data FOLDER"):
+        Workload(data=texts).check()
+
+
+def test_a_loop_that_is_not_known_is_named_before_missing_data() -> None:
+    with pytest.raises(SystemExit, match="--loops theirs: choose from"):
+        step.main(["--cpu", "--data=/nowhere", "--loops=theirs"])
 
 
 FACTS = {"device": "a machine", "torch": "2", "allow_tf32": False, "copy_bytes_per_s": 1e9, "flops_per_s": 1e12}
@@ -282,18 +287,18 @@ RESULT = {"tokens_per_s": 10.0, "step_ms": 1.0, "peak_mib": 1.0, "flops_per_s": 
 
 
 def test_a_loop_that_fails_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = step.in_a_process
     monkeypatch.setattr(step, "in_a_process", lambda job, given: FACTS if job == "machine" else real(job, given))
     with pytest.raises(SystemExit, match="no loop ran to its end"):
-        step.main(["--cpu", f"--data={tmp_path}", "--loops=published"])  # a folder without texts
-    assert "published   failed: " in capsys.readouterr().out
+        step.main(["--cpu", f"--data={texts}", "--steps=99", "--loops=published"])
+    assert "published   failed: ValueError: " in capsys.readouterr().out  # so few texts
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_the_first_process_leaves_the_device_to_others(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the loops that run by default have the one with graphs among them."""
     jobs: list[str] = []
@@ -309,8 +314,8 @@ def test_the_first_process_leaves_the_device_to_others(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("machine_limits", "device_name", "measure"):
         monkeypatch.setattr(step, name, refused)
-    out = tmp_path / "out.json"
-    step.main([f"--{device}", f"--data={tmp_path}", f"--out={out}"])
+    out = texts / "out.json"
+    step.main([f"--{device}", f"--data={texts}", f"--out={out}"])
     names = ["published", "compiled", "textbrewer", "ours", "cached", *["fused"] * (device == "gpu")]
     assert jobs == ["machine", *names]
     written = json.loads(out.read_text())
@@ -330,7 +335,7 @@ def test_what_a_process_says_of_the_machine(
         assert said["allow_tf32"] is allowed
 
 
-def test_a_machine_that_cannot_be_measured_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_be_measured_ends_the_program(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "in_a_process", lambda job, _: {"loop": job, "failed": "no GPU"})
     with pytest.raises(SystemExit, match="error: no GPU"):
-        step.main(["--cpu", f"--data={tmp_path}"])
+        step.main(["--cpu", f"--data={texts}"])
