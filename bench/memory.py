@@ -4,8 +4,9 @@
                            [--longest 32768] [--loops published,compiled,ours] [--teacher bert-base]
                            [--student tinybert4] [--data FOLDER] [--out FILE.json]
 
-Full blocks of Wikipedia. Sizes double until a loop fails, each try a step in a process of its own that may hold
-`--limit_gib` and no more. Ours is given to lack memory too; what it then says, that it goes on in pieces, is kept.
+Full blocks of Wikipedia. Sizes double until a loop lacks memory, each try a step in a process of its own that may hold
+`--limit_gib` and no more. Ours is given to lack memory too; what it then says, that it goes on in pieces, is kept. A
+step that fails for another reason ends the program.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from bench import loops
 from bench.record import writable
 from bench.timing import chosen_device, device_name, process_peak_mib
 from bench.workload import DATA, SHAPES, Workload
+from fastdistill.memory import lacks_memory
 from fastdistill.step import Runtime
 
 Result = dict[str, Any]
+LACKING = ("MemoryError", "annot allocate", "bad_alloc", "Thread creation failed", "can't start new thread")
+"""What a process with a limit says of it, beside what the engine knows."""
 
 
 def attempt(name: str, work: Workload, limit_gib: float, device: torch.device) -> Result:
@@ -48,33 +52,36 @@ def attempt(name: str, work: Workload, limit_gib: float, device: torch.device) -
 
 
 def in_a_process(name: str, work: Workload, limit_gib: float, device: torch.device) -> Result:
-    """`attempt` where nothing else has run: what it found, or why it failed."""
+    """`attempt` where nothing else has run: what it found, how it `failed` to fit, or what other `error` there was."""
     job = json.dumps([name, asdict(work) | {"data": str(work.data)}, limit_gib, device.type])
     done = subprocess.run([sys.executable, "-m", "bench.memory", "--job", job], capture_output=True, text=True)
     if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1][:200]}
+        killed = done.returncode < 0
+        lacking = lacks_memory(RuntimeError(done.stderr)) or any(text in done.stderr for text in LACKING)
+        end = f"ended by signal {-done.returncode}" if killed else f"ended with status {done.returncode}"
+        return {"failed" if killed or lacking else "error": (done.stderr.strip().splitlines() or [end])[-1][:200]}
     *said, last = done.stdout.splitlines()
     found: Result = json.loads(last)
     return found | {"said": [line for line in said if "memory" in line]}
 
 
 def grow(name: str, work: Workload, axis: str, most: int, limit_gib: float, device: torch.device) -> Result:
-    """Double `axis` (batch_size or length) of the workload up to `most`, until a step fails."""
+    """Double `axis` (batch_size or length) of the workload up to `most`, until a step does not fit."""
     tries: list[Result] = []
     while getattr(work, axis) <= most:
         found = in_a_process(name, work, limit_gib, device)
         tries.append({axis: getattr(work, axis), **found})
-        if "failed" in found:
+        if "peak_mib" not in found:
             break
         work = replace(work, **{axis: 2 * getattr(work, axis)})
-    fits = [one[axis] for one in tries if "failed" not in one]
+    fits = [one[axis] for one in tries if "peak_mib" in one]
     return {"loop": name, "axis": axis, "fits": max(fits, default=0), "tries": tries}
 
 
 def line(found: Result) -> str:
     """The outcome of one loop and axis."""
     last = found["tries"][-1]
-    end = f"then: {last['failed']}" if "failed" in last else "and no more was tried"
+    end = next((f"then: {last[why]}" for why in ("failed", "error") if why in last), "and no more was tried")
     pieces = next((one["said"][-1] for one in reversed(found["tries"]) if one.get("said")), "")
     return f"{found['loop']:<12}{found['axis']:<11}{found['fits']:>7,}  {end}{f' ({pieces})' if pieces else ''}"
 
@@ -106,7 +113,15 @@ def main(argv: list[str] | None = None) -> None:
         options.teacher, options.student, "wiki", options.length, True, options.batch_size, data=options.data
     )
     names = loops.chosen(options.loops, work)
-    results = []
+    if not options.limit_gib > 0:
+        sys.exit(f"error: --limit_gib {options.limit_gib}: must be more than 0")
+    for last, first in (("most", "batch_size"), ("longest", "length")):
+        if getattr(options, last) < getattr(options, first):
+            least = f"--{first} {getattr(options, first)}"
+            sys.exit(f"error: --{last} {getattr(options, last)}: must be {least}, which is tried first, or more")
+    facts = {"device": device_name(device.type), "torch": torch.__version__, "limit_gib": options.limit_gib}
+    shape = {"teacher": work.teacher, "student": work.student, "length": work.length}
+    results: list[Result] = []
     for axis, start, most in (
         ("batch_size", work, options.most),
         ("length", replace(work, batch_size=1), options.longest),
@@ -114,10 +129,11 @@ def main(argv: list[str] | None = None) -> None:
         for name in names:
             results.append(grow(name, start, axis, most, options.limit_gib, device))
             print(line(results[-1]), flush=True)
-    if options.out:
-        facts = {"device": device_name(device.type), "torch": torch.__version__, "limit_gib": options.limit_gib}
-        shape = {"teacher": work.teacher, "student": work.student, "length": work.length}
-        options.out.write_text(json.dumps({"machine": facts, "workload": shape, "results": results}, indent=1) + "\n")
+            if options.out:
+                found = {"machine": facts, "workload": shape, "results": results}
+                options.out.write_text(json.dumps(found, indent=1) + "\n")
+            if "error" in (last := results[-1]["tries"][-1]):
+                sys.exit(f"error: {name}, {axis} {last[axis]}: {last['error']}")
 
 
 if __name__ == "__main__":
