@@ -6,8 +6,8 @@ Needs torch and triton alone. All figures of a shape come from turns taken round
 slows all alike; times are medians, in milliseconds, of a forward pass, a backward pass, and both; on a GPU those of its
 kernels, launched while it is kept waiting, and small shapes are also replayed as a CUDA graph. Beside them stand the
 memory that both passes take, the errors against float64, and two floors: the bytes that must move at the copy bandwidth
-measured at the start, the products at the matrix rate. Only the Gram form, which multiplies less, can pass below its
-floor.
+measured at the start, the products at the matrix rate; for the Gram form, which makes no scores, the bytes alone
+count. `--out` keeps all figures: README.md is made from bench/results/MACHINE/ops.json.
 """
 
 from __future__ import annotations

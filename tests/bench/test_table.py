@@ -78,8 +78,13 @@ def test_row_of_an_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names.count("|") == rule.count("|") == row.count("|")
     assert row == (
         "| `attention_score_mse` (gram) | 8 x 512, head sizes 26/64 | 30.0 ms | 4.00 ms | 4.00 ms | 1.0x | 2.5 / 300 | "
-        "2.00 ms (flops), 50 % |"
+        "0.50 ms (bytes), 12 % |"
     )
+
+
+def test_products_over_scores_are_a_floor_of_what_makes_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiled = {**RESULT, "ms": {name: ms for name, ms in RESULT["ms"].items() if name != "ours, gram"}}
+    assert ops_table(tiled, tmp_path, monkeypatch)[4].endswith("| 5.00 ms | 0.8x | 1 / 300 | 2.00 ms (flops), 40 % |")
 
 
 def test_row_of_an_op_that_was_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +133,7 @@ def test_milliseconds(value: float | None, text: str) -> None:
 def test_line_of_a_measurement() -> None:
     assert line(RESULT, MACHINE).split("  ", 1)[1].strip() == (
         "8x512 26/64          1.0x  eager 30.000 (2e-03)  compile 16.000  max-autotune 4.000  ours, tiled 5.000  "
-        "ours, gram 4.000 (nan)  floors 0.500 for bytes, 2.000 for flops: 50 %"
+        "ours, gram 4.000 (nan)  floors 0.500 for bytes, 2.000 for flops: 12 %"
     )
 
 
