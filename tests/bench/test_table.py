@@ -122,6 +122,11 @@ def test_row_of_a_step_that_was_counted_otherwise(tmp_path: Path, monkeypatch: p
     assert (empty, note) == ("", table.AS_COUNTED_BEFORE)
 
 
+def test_what_is_said_of_the_cached_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = steps_table(STEPS | {"loop": "cached", "pairs_per_s": 9}, tmp_path, monkeypatch)
+    assert "\n".join(lines).endswith(f"|\n\n{table.JUST_CACHED}")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "-"), (0.0, "< 0.001 ms"), (0.002, "0.002 ms"), (0.5, "0.50 ms"), (1234.56, "1234.6 ms")],
