@@ -14,10 +14,3 @@ HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 def runs_in_triton(x: Tensor) -> bool:
     """Whether a Triton kernel takes `x`: on a GPU, or anywhere if Triton interprets its kernels; float64 never."""
     return (x.is_cuda or (INTERPRETED and not x.is_meta)) and x.dtype in HALF_AND_SINGLE
-
-
-def check_devices(first: Tensor, **others: Tensor | None) -> None:
-    """Raise ValueError where one of `others`, by name, is not on the device of the student's tensor `first`."""
-    for name, x in others.items():
-        if x is not None and x.device != first.device:
-            raise ValueError(f"{name} is on {x.device}, the student's tensors on {first.device}: move it there")

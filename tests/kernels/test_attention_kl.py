@@ -92,7 +92,10 @@ def test_equal_relations_are_zero(function: Callable[..., Any]) -> None:
         ({"num_relation_heads": 5}, "num_relation_heads=5 does not divide the hidden size 24"),
         ({"num_relation_heads": 0}, "num_relation_heads=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"temperature": -1.0}, "temperature=-1.0: must be from 1e-06 to 1e"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"num_relation_heads": 2.0}, "num_relation_heads=2.0: must be a whole number"),
     ],
 )
 def test_errors_name_the_value(option: dict[str, float], message: str) -> None:

@@ -108,3 +108,13 @@ def test_a_student_close_to_its_teacher_keeps_its_digits(dtype: torch.dtype, noi
 def test_an_unknown_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match="algorithm='fast': choose 'auto', 'tiled' or 'gram'"):
         attention_score_mse(**SPEC.inputs(Shape(LENGTHS)), algorithm="fast")
+
+
+@pytest.mark.parametrize("scale_t", [0.0, 1e-30, 1e-18, 1e-3])
+def test_a_teacher_that_hardly_counts(scale_t: float) -> None:
+    """Half-precision operands of more than 64 tokens are joined where the teacher's scale can divide the student's."""
+    inputs = SPEC.inputs(Shape((70, 90), heads=2, head_dim_s=32, head_dim_t=64), torch.bfloat16, DEVICE)
+    inputs |= {"scale_t": scale_t}
+    actual = loss_and_gradients(attention_score_mse, inputs, SPEC.differentiable)
+    truth = loss_and_gradients(reference, in_double(inputs), SPEC.differentiable)
+    assert all(relative_rms(actual[name], truth[name]) < 8e-3 for name in truth)

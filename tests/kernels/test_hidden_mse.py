@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from on_device import DEVICE, eye, full, ones, randn, tensor, zeros
-from parity import HALF_AND_SINGLE, in_double, loss_and_gradients, relative_rms
+from parity import HALF_AND_SINGLE, assert_parity, each, in_double, loss_and_gradients, relative_rms
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fastdistill_kernels import hidden_mse
 from fastdistill_kernels.hidden_mse.op import DISTANCES
 from fastdistill_kernels.hidden_mse.reference import hidden_mse as reference
-from fastdistill_kernels.hidden_mse.spec import SPEC
-from fastdistill_kernels.spec import Shape
+from fastdistill_kernels.hidden_mse.spec import COSINE, NORMALIZED, SPEC
+from fastdistill_kernels.spec import Shape, Spec
 
 LENGTHS = (2, 5, 5, 9)
 SHAPE = Shape(LENGTHS, heads=2, head_dim_s=4, head_dim_t=8, layers=3)
@@ -44,6 +44,15 @@ def test_directions_by_hand(function: Callable[..., Any]) -> None:
         squared, cosine = (function(states, targets, weight, distance=d) for d in ("normalized", "cosine"))
         torch.testing.assert_close(squared, tensor((0.0 + 2.0 + 4.0) / 3))
         torch.testing.assert_close(cosine, tensor((0.0 + 1.0 + 2.0) / 3))
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("length", [1e-3, 1e-2, 1e3])
+@pytest.mark.parametrize("spec", [NORMALIZED, COSINE], ids=lambda spec: spec.name)
+def test_directions_of_short_and_long_rows(spec: Spec, length: float, dtype: torch.dtype) -> None:
+    """Gradients for what is projected grow as its rows shrink."""
+    inputs = spec.inputs(SHAPE, dtype, DEVICE)
+    assert_parity(spec, inputs | {"h_s": each(inputs["h_s"], lambda x: length * x), "bias": length * inputs["bias"]})
 
 
 @both
@@ -252,7 +261,20 @@ def test_the_teacher_is_a_constant(weight: str | None) -> None:
             "max_seqlen=20",
         ),
         ({"h_t": (torch.zeros(21, 16, device="meta"),) * 3}, "targets is on meta.*move it there"),
-        ({"h_t": (torch.zeros(21, 16, dtype=torch.int64),) * 3}, "states are torch.float32 and torch.int64"),
+        ({"h_t": (torch.zeros(21, 16, dtype=torch.int64),) * 3}, "states: torch.int64 is given, pass float16"),
+        ({"h_s": (torch.zeros(21, 8, dtype=torch.float8_e5m2),) * 3}, "states: torch.float8_e5m2 is given"),
+        ({"h_s": None}, "1 student and 3 teacher layers"),
+        ({"h_t": [1, 2, 3]}, "states: int is given, pass tensors"),
+        ({"weight": torch.zeros(16, 8, dtype=torch.int64)}, "weight and bias: torch.int64 is given"),
+        (
+            {"weight": [torch.zeros(16, 8), torch.zeros(16, 8), torch.zeros(16, 8).half()], "bias": None},
+            "weights are .*: give all one dtype",
+        ),
+        ({"h_s": torch.zeros(21, 0), "h_t": torch.zeros(21, 16), "weight": torch.zeros(16, 0)}, "must have components"),
+        (
+            {"normalize": "padded", "cu_seqlens": torch.tensor([0, 21], dtype=torch.int32), "max_seqlen": 21.5},
+            "max_seqlen=21.5: must be a whole number",
+        ),
         ({"normalize": "padded", "cu_seqlens": torch.tensor([0, 21]), "max_seqlen": 21}, "torch.int64"),
         ({"normalize": "sum"}, "normalize='sum'"),
         ({"distance": "l1"}, "distance='l1': choose one of squared, normalized, cosine"),

@@ -21,9 +21,14 @@ from fastdistill_kernels.spec import Spec
         ({"cu_seqlens": torch.zeros(2, 2, dtype=torch.int32)}, r"cu_seqlens is \(2, 2\)"),
         ({"cu_seqlens": torch.zeros(0, dtype=torch.int32)}, r"cu_seqlens is \(0,\)"),
         ({"max_seqlen": -1}, "max_seqlen=-1"),
+        ({"max_seqlen": 12.5}, "max_seqlen=12.5: must be a whole number"),
+        ({"scale_s": float("nan")}, "scale_s=nan: must be finite"),
+        ({"scale_t": float("inf")}, "scale_t=inf: must be finite"),
+        ({0: None}, "student operands: NoneType is given, pass tensors"),
+        (dict.fromkeys((0, 1), torch.zeros(35, 3, 8, dtype=torch.float8_e4m3fn)), "torch.float8_e4m3fn is given"),
         ({1: (torch.zeros(35, 3, 8),) * 2}, "1, 2, 1 and 1 layers"),
         (dict.fromkeys((0, 1), torch.zeros(35, 24)), "student operands are"),
-        (dict.fromkeys((2, 3), torch.zeros(35, 3, 16, dtype=torch.int64)), "teacher operands are torch.int64"),
+        (dict.fromkeys((2, 3), torch.zeros(35, 3, 16, dtype=torch.int64)), "teacher operands: torch.int64 is given"),
         (
             dict.fromkeys((0, 1), (torch.zeros(35, 3, 8), torch.zeros(35, 3, 9)))
             | dict.fromkeys((2, 3), (torch.zeros(35, 3, 8),) * 2),

@@ -272,11 +272,9 @@ class Tiled:
             PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
             A_S=divisor_of(*sides[:2]), A_T=divisor_of(*sides[2:]), enable_fp_fusion=self.kind == SCORE_MSE.value,
         )  # fmt: skip
-        if normalize == "padded":
-            entries = num_sequences * max_seqlen * (1 if self.kind == KL.value else max_seqlen)
-        else:
-            entries = num_tokens if self.kind == KL.value else None
-        finish(partial, loss, coefficient, entries, H, cu_seqlens, num_tokens, max_seqlen)
+        power = 1 if self.kind == KL.value else 2  # a mean over rows, or over their scores
+        entries = num_sequences * max_seqlen**power if normalize == "padded" else None
+        finish(partial, loss, coefficient, entries, H, cu_seqlens, num_tokens, max_seqlen, power)
         return loss, stats, coefficient
 
     def backward(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
+from ..checks import check_finite, check_temperature
 from ..device import runs_in_triton
 from .blocks import into_blocks
 from .packed import Layers, as_layers, check_attention, default_scale, num_pairs, num_rows, sequence_lengths
@@ -167,8 +168,8 @@ def attention_loss(
     algorithm: str = "tiled",
 ) -> Tensor:
     """Check what is given, fill in ``1 / sqrt(head_dim)`` for a scale of None, and call `op` for its loss."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: must be positive")
+    check_temperature(temperature)
+    check_finite(scale_s=scale_s, scale_t=scale_t)
     layers = as_layers(a_s), as_layers(b_s), _constants(a_t), _constants(b_t)
     check_attention(*layers, cu_seqlens, max_seqlen, normalize)
     scale_s, scale_t = (

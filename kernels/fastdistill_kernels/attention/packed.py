@@ -6,20 +6,21 @@ T tokens of B sequences lie end to end; sequence b is ``[cu_seqlens[b], cu_seqle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ..device import check_devices
+from ..checks import check_devices, check_floating, check_whole
 
 Layers = Tensor | Sequence[Tensor]
 """One layer's operand, or those of several layers, of one shape and dtype."""
 
 
 def as_layers(x: Layers) -> list[Tensor]:
-    return [x] if isinstance(x, Tensor) else list(x)
+    """A list of one operand for each layer; what is neither a tensor nor a sequence is refused later, by name."""
+    return list(x) if isinstance(x, Iterable) and not isinstance(x, Tensor) else [x]
 
 
 def check_normalize(normalize: str) -> None:
@@ -55,14 +56,16 @@ def check_attention(
             f"{len(a_s)}, {len(b_s)}, {len(a_t)} and {len(b_t)} layers are given: pass as many of each operand, at "
             "least one"
         )
+    check_whole(max_seqlen=max_seqlen)
     for side, a, b in (("student", a_s, b_s), ("teacher", a_t, b_t)):
+        check_floating(f"{side} operands", *a, *b)
         for x, y in zip(a, b, strict=True):
             if x.dim() != 3 or x.shape != y.shape:
                 raise ValueError(
                     f"{side} operands are {tuple(x.shape)} and {tuple(y.shape)}: both must be (tokens, heads, head_dim)"
                 )
-            if not (x.is_floating_point() and x.dtype == y.dtype):
-                raise ValueError(f"{side} operands are {x.dtype} and {y.dtype}: both must be of one floating dtype")
+            if x.dtype != y.dtype:
+                raise ValueError(f"{side} operands are {x.dtype} and {y.dtype}: both must be of one dtype")
             if (x.shape, x.dtype) != (a[0].shape, a[0].dtype):
                 raise ValueError(
                     f"{side} layers are {tuple(a[0].shape)} {a[0].dtype} and {tuple(x.shape)} {x.dtype}: all must be "

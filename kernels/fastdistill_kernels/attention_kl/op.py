@@ -41,15 +41,15 @@ def attention_kl(
             differ. Default: compare head by head.
         temperature: divides the scores of both sides; the loss is not multiplied by its square.
         scale_s, scale_t: factor of the scores; default ``1 / sqrt(head_dim)`` of its side, after the re-split.
-        normalize: "tokens" divides by the real rows, ``heads * T``; "padded" by ``heads * B * max_seqlen``.
+        normalize: "tokens" divides by the real rows, ``heads * sum n_b``; "padded" by ``heads * B * max_seqlen``.
 
     Returns:
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
 
     Raises:
         ValueError: operands of different tokens, heads, dtypes or devices, a layout that does not fit them, relation
-            heads that do not divide a hidden size, or a temperature that is not positive; on a GPU also heads of more
-            than 256.
+            heads that do not divide a hidden size, or a temperature outside 1e-6 to 1e6; on a GPU also heads of
+            more than 256.
 
     Source: MiniLM (arXiv 2002.10957), sections 3.1 and 3.2; MiniLMv2 (arXiv 2012.15828), section 3.1.
     """

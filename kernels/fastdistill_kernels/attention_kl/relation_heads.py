@@ -6,11 +6,14 @@ import math
 
 from torch import Tensor
 
+from ..checks import check_whole
+
 
 def split_heads(x: Tensor, num_relation_heads: int | None) -> Tensor:
     """``(T, heads, d)`` -> ``(T, num_relation_heads, heads * d / num_relation_heads)``; as it is if None."""
     if num_relation_heads is None:
         return x
+    check_whole(num_relation_heads=num_relation_heads)
     num_tokens, *heads = x.shape
     width = math.prod(heads)
     if num_relation_heads < 1 or width % num_relation_heads != 0:

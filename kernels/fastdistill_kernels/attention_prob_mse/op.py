@@ -44,7 +44,7 @@ def attention_prob_mse(
 
     Raises:
         ValueError: operands of different tokens, heads, dtypes or devices, a layout that does not fit them, or a
-            temperature that is not positive; on a GPU also heads of more than 256.
+            temperature outside 1e-6 to 1e6; on a GPU also heads of more than 256.
 
     Source: TinyBERT (arXiv 1909.10351), section 3.1, where it is the alternative to raw scores.
     """

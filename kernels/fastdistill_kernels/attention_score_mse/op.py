@@ -8,6 +8,7 @@ from torch import Tensor
 from ..attention.op import SCORE_MSE, attention_loss, define_attention_op
 from ..attention.packed import Layers, as_layers, check_cu_seqlens
 from ..attention.tiled import Maps, MapsLoss, by_tiles
+from ..checks import check_floating
 from ..device import runs_in_triton
 from .joined import WIDEST, columns_together, differences, gram, gram_pays
 
@@ -58,6 +59,7 @@ def attention_score_mse(
         raise ValueError(f"algorithm={algorithm!r}: choose 'auto', 'tiled' or 'gram'")
     check_cu_seqlens(cu_seqlens)
     layers = as_layers(q_s), as_layers(k_s), as_layers(q_t), as_layers(k_t)  # once: each may be a generator
+    check_floating("student operands", *layers[0])
     if algorithm == "auto" and all(map(runs_in_triton, layers[0][:1])):
         pays = _gram_pays_on_a_gpu(layers[0], layers[2], cu_seqlens, max_seqlen)
         algorithm = "gram" if pays else "tiled"
@@ -87,7 +89,7 @@ def _tile(scores_s: Tensor, scores_t: Tensor, with_grads: bool) -> tuple[Tensor,
 def _auto(maps: Maps, scale_s: float, scale_t: float, with_grads: bool) -> tuple[Tensor, Tensor, Tensor]:
     q_s, _, q_t, *_ = maps
     n, d_s, d_t = q_s.shape[1], q_s.shape[2], q_t.shape[2]
-    in_bf16 = {q_s.dtype, q_t.dtype} == {torch.bfloat16} and scale_t != 0
+    in_bf16 = {q_s.dtype, q_t.dtype} == {torch.bfloat16} and abs(scale_s) < 1e6 * abs(scale_t)  # which will divide
     pays = gram_pays(n / 2, d_s, d_t)  # the Gram matrices run at half the rate of differences, or less
     chosen: MapsLoss = gram if pays else differences if in_bf16 and n >= 64 else _by_tiles
     return chosen(maps._replace(real=None), scale_s, scale_t, with_grads)  # zeros add nothing

@@ -78,9 +78,9 @@ def _direction(x):
 def directions_kernel(
     h_s, h_t, d_p, partial, num_tokens, stride_s, stride_t,
     L: tl.constexpr, HAS_WEIGHT: tl.constexpr, COSINE: tl.constexpr, KEEP: tl.constexpr,
-    D_T: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, SCALE: tl.constexpr, A: tl.constexpr,
+    D_T: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: sums of distances of the directions of M rows; if KEEP SCALE d_p, in the place of p."""
+    """partial ``(programs,)``: sums of distances of the directions of M rows; if KEEP d_p, in the place of p."""
     program = tl.program_id(0)
     stride_s, stride_t = known(stride_s, A), known(stride_t, A)
     row_blocks = tl.cdiv(num_tokens, M)
@@ -99,7 +99,7 @@ def directions_kernel(
     tl.store(partial + program, tl.sum(tl.where(rows < num_tokens, distance, 0.0), axis=0))
     if KEEP:
         d = (cosine[:, None] * p - t) * inverse[:, None]
-        store(at, SCALE * (0.5 * d if COSINE else d), mask=real)
+        store(at, 0.5 * d if COSINE else d, mask=real)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "coefficient"])
@@ -214,20 +214,18 @@ def forward(
         rows = _rows(D_T)
         programs = triton.cdiv(num_tokens, rows["M"]) * L
         partial = loss.new_empty(programs)
-        directions_kernel[(programs,)](
-            *states, d_p, partial, *layout, **common, COSINE=distance == "cosine", SCALE=scale(distance, dtype), **rows
-        )
+        directions_kernel[(programs,)](*states, d_p, partial, *layout, **common, COSINE=distance == "cosine", **rows)
     finish(partial, loss, coefficient, entries)
     return loss, d_p if keep else nothing
 
 
 def backward(
-    d_loss: Tensor, h_s: list[Tensor], weight: list[Tensor], d_p: Tensor, entries: int, distance: str
+    d_loss: Tensor, h_s: list[Tensor], weight: list[Tensor], d_p: Tensor, entries: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the states ``(L, T, D_S)``, and of G weights and biases, flat, ``(G, D_T (D_S + 1))`` float32."""
     like, L, D_T = h_s[0], len(h_s), d_p.shape[-1]
     num_tokens, D_S = like.shape
-    G, coefficient = len(weight), 2.0 / (entries * scale(distance, d_p.dtype))
+    G, coefficient = len(weight), 2.0 / entries
     dh = like.new_empty((L, num_tokens, D_S))
     new = like.new_empty if num_tokens > 0 else like.new_zeros
     flat = new((G, D_T * (D_S + 1)), dtype=torch.float32)
@@ -268,8 +266,3 @@ def _rows(D_T: int) -> dict[str, int]:
     """Block sizes for whole rows: some 2048 elements a program."""
     block = max(16, triton.next_power_of_2(D_T))
     return {"BLOCK_D": block, "M": max(1, 2048 // block), "num_warps": 4 if block <= 4096 else 16}
-
-
-def scale(distance: str, dtype: torch.dtype) -> int:
-    """What d_p is multiplied by where it would be too small for float16: that of directions shrinks with the states."""
-    return 4096 if dtype == torch.float16 and distance != "squared" else 1

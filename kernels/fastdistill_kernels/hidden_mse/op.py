@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.packed import Layers, as_layers, check_cu_seqlens, check_normalize, sequence_lengths
-from ..device import check_devices, runs_in_triton
+from ..checks import check_devices, check_floating, check_whole
+from ..device import runs_in_triton
 
 DISTANCES = ("squared", "normalized", "cosine")
 
@@ -57,9 +58,10 @@ def hidden_mse(
     Source: TinyBERT (arXiv 1909.10351), equations 8 and 9; Patient-KD (arXiv 1908.09355), section 3.2; DistilBERT
         (arXiv 1910.01108), section 2.
     """
-    states, targets = as_layers(h_s), [x.detach() for x in as_layers(h_t)]
+    states, targets = as_layers(h_s), as_layers(h_t)
     weights, biases = ([] if x is None else as_layers(x) for x in (weight, bias))
     _check(states, targets, weights, biases)
+    targets = [x.detach() for x in targets]
     check_normalize(normalize)
     if distance not in DISTANCES:
         raise ValueError(f"distance={distance!r}: choose one of {', '.join(DISTANCES)}")
@@ -68,6 +70,7 @@ def hidden_mse(
         if cu_seqlens is None or max_seqlen is None:
             raise ValueError("normalize='padded' counts padded rows: pass cu_seqlens and max_seqlen")
         check_cu_seqlens(cu_seqlens)
+        check_whole(max_seqlen=max_seqlen)
         if states[0].device.type == "cpu" and not torch.compiler.is_compiling():
             sequence_lengths(cu_seqlens, num_rows, max_seqlen)
         if (cu_seqlens.numel() - 1) * max_seqlen < num_rows:
@@ -79,7 +82,8 @@ def hidden_mse(
     num_entries = max(1, num_rows * (targets[0].shape[-1] if distance == "squared" else 1))
     if runs_in_triton(states[0]):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states[0].dtype
-        dtype = dtype if weights else torch.float32  # without products nothing is rounded before the gradient itself
+        if not weights or (distance != "squared" and dtype == torch.float16):
+            dtype = torch.float32  # nothing is rounded before the gradient itself; 1 / |p| may be too much for float16
         with_grads = torch.is_grad_enabled() and any(x.requires_grad for x in (*states, *weights, *biases))
         loss: Tensor
         loss, _ = _forward(states, targets, weights, biases, num_entries, distance, dtype, with_grads)
@@ -137,18 +141,18 @@ def _(
 
 @torch.library.custom_op("fastdistill::hidden_mse_backward", mutates_args=())
 def _backward(
-    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int, distance: str
+    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of all states ``(L, T, D_s)``, and of weights and biases, flat, ``(G, D_t (D_s + 1))`` float32."""
     from . import kernel
 
     with torch.cuda.device_of(h_s[0]):
-        return kernel.backward(d_loss, list(h_s), list(weight), d_p, num_entries, distance)
+        return kernel.backward(d_loss, list(h_s), list(weight), d_p, num_entries)
 
 
 @_backward.register_fake
 def _(
-    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int, distance: str
+    d_loss: Tensor, h_s: Sequence[Tensor], weight: Sequence[Tensor], d_p: Tensor, num_entries: int
 ) -> tuple[Tensor, Tensor]:
     G, D_T, D_S = len(weight), d_p.shape[-1], h_s[0].shape[-1]
     dh = h_s[0].new_empty((len(h_s), *h_s[0].shape))
@@ -156,8 +160,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    h_s, _, weight, bias, num_entries, distance, _, _ = inputs
-    ctx.options = num_entries, distance
+    h_s, _, weight, bias, ctx.num_entries, *_ = inputs
     _, d_p = output
     ctx.mark_non_differentiable(d_p)
     ctx.set_materialize_grads(False)
@@ -169,7 +172,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _differentiate(ctx: Any, d_loss: Tensor, _: None) -> tuple[Any, ...]:
     num_layers, num_weights, num_biases = ctx.sizes
     *tensors, d_p = ctx.saved_tensors
-    dh, flat = _backward(d_loss, tensors[:num_layers], tensors[num_layers:], d_p, *ctx.options)
+    dh, flat = _backward(d_loss, tensors[:num_layers], tensors[num_layers:], d_p, ctx.num_entries)
     D_T, D_S = d_p.shape[-1], dh.shape[-1]
     dw, db = flat[:, : D_T * D_S].unflatten(1, (D_T, D_S)), flat[:, D_T * D_S :]
     weights = list(dw.to(ctx.dtypes[0]).unbind()) if num_weights else []
@@ -183,10 +186,10 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 def _check(h_s: list[Tensor], h_t: list[Tensor], weight: list[Tensor], bias: list[Tensor]) -> None:
     if len(h_s) != len(h_t) or not h_s:
         raise ValueError(f"{len(h_s)} student and {len(h_t)} teacher layers: pass as many of each, at least one")
+    check_floating("states", *h_s, *h_t)
+    check_floating("weight and bias", *weight, *bias)
     for x, y in zip(h_s, h_t, strict=True):
         check_devices(h_s[0], states=x, targets=y)
-        if not (x.is_floating_point() and y.is_floating_point()):
-            raise ValueError(f"states are {x.dtype} and {y.dtype}: both must be floating")
         if x.dim() != 2 or y.dim() != 2 or x.shape[0] != y.shape[0]:
             raise ValueError(
                 f"states are {tuple(x.shape)} and {tuple(y.shape)}: pass (tokens, size), the same tokens on both sides"
@@ -203,8 +206,13 @@ def _check(h_s: list[Tensor], h_t: list[Tensor], weight: list[Tensor], bias: lis
     for name, found in (("weights", weight), ("biases", bias)):
         if len(found) not in (0, 1, len(h_s)) or (bias and len(weight) != len(bias)):
             raise ValueError(f"{len(found)} {name} for {len(h_s)} layers: pass one, or one for each layer")
+    if 0 in (size_s, size_t):
+        raise ValueError(f"student size {size_s}, teacher size {size_t}: states must have components")
     for parameter in (*weight, *bias):
         check_devices(h_s[0], parameter=parameter)
+    for name, parameters in (("weights", weight), ("biases", bias)):
+        if len({x.dtype for x in parameters}) > 1:
+            raise ValueError(f"{name} are {' and '.join(str(x.dtype) for x in parameters)}: give all one dtype")
     for w in weight:
         if w.shape != (size_t, size_s):
             raise ValueError(f"weight is {tuple(w.shape)}: torch.nn.Linear's layout here is ({size_t}, {size_s})")

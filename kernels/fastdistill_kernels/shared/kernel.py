@@ -61,19 +61,19 @@ def store(pointer, x, mask):
 @triton.jit(do_not_specialize=["num_partials", "entries", "num_sequences", "num_tokens", "max_seqlen"])
 def finish_kernel(
     partial, loss, coefficient, num_partials, entries, heads, cu_seqlens, num_sequences, num_tokens, max_seqlen,
-    COUNT_PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+    POWER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """loss ``()`` = the sum of `partial` times coefficient ``()`` = ``1 / (heads * entries)``.
 
-    With COUNT_PAIRS the entries are counted here, ``sum_b n_b^2``: the host need not know the lengths. Both are NaN
-    where bounds do not rise from 0 to at most `num_tokens`, or a sequence is longer than `max_seqlen`: what was looked
-    at are not the sequences.
+    With a POWER of 1 or 2 the entries are counted here, ``sum_b n_b^POWER``: the host need not know the lengths. Both
+    are NaN where bounds do not rise from 0 to at most `num_tokens`, or a sequence is longer than `max_seqlen`: what was
+    looked at are not the sequences.
     """
     places = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, num_partials, BLOCK):
         total += tl.load(partial + first + places, mask=first + places < num_partials, other=0.0)
-    pairs, wrong = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
+    count, wrong = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
     for first in range(0, num_sequences, BLOCK):
         there = first + places < num_sequences
         starts = tl.load(cu_seqlens + first + places, mask=there, other=0)
@@ -81,9 +81,9 @@ def finish_kernel(
         lengths = ends - starts
         outside = (ends < starts) | (ends > num_tokens) | ((first + places == 0) & (starts != 0))
         wrong = tl.maximum(wrong, (outside | (lengths > max_seqlen)).to(tl.int32))
-        pairs += lengths.to(tl.float32) * lengths.to(tl.float32)
-    if COUNT_PAIRS:
-        entries = tl.maximum(tl.sum(pairs, axis=0), 1.0)
+        count += lengths.to(tl.float32) * (lengths.to(tl.float32) if POWER == 2 else 1.0)
+    if POWER > 0:
+        entries = tl.maximum(tl.sum(count, axis=0), 1.0)
     inverse = tl.where(tl.max(wrong, axis=0) > 0, float("nan"), 1.0 / (heads * entries))
     tl.store(loss, tl.sum(total, axis=0) * inverse)
     tl.store(coefficient, inverse)
@@ -109,12 +109,13 @@ def finish(
     cu_seqlens: Tensor | None = None,
     num_tokens: int = 0,
     max_seqlen: int = 0,
+    power: int = 2,
 ) -> None:
-    """Add up `partial` and divide; see `finish_kernel`. `entries` is None where they are to be counted."""
+    """Add up `partial` and divide; see `finish_kernel`. `entries` is None where they are to be counted by `power`."""
     layout = (partial, 0) if cu_seqlens is None else (cu_seqlens, cu_seqlens.numel() - 1)
     finish_kernel[(1,)](
         partial, loss, coefficient, partial.numel(), float(entries or 1), heads, *layout, num_tokens, max_seqlen,
-        COUNT_PAIRS=entries is None, BLOCK=4096,
+        POWER=power if entries is None else 0, BLOCK=4096,
     )  # fmt: skip
 
 

@@ -84,5 +84,6 @@ class SoftLabels(Numbers):
                     p_1 = log_p_1.exp()
                     p_1[torch.arange(len(some)), labels[some]] -= 1
                     gradient += p_1.mul_((w * arriving[1])[:, None])
+                gradient.masked_fill_(x == MASKED, 0.0)
                 out[:, : self.classes].index_copy_(0, some, gradient.to(out.dtype))
         return soft * self.factor, hard

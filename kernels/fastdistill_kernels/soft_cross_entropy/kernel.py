@@ -58,10 +58,12 @@ def _write_gradient(
     of_1 = of_label / sum_1 if HAS_LABELS else 0.0
     for first in range(0, width, BLOCK):
         places = first + tl.arange(0, BLOCK)
-        raw, t = _load(student + places, places < classes) - top_s, _load(teacher + places, places < classes) - top_t
+        s, t = _load(student + places, places < classes), _load(teacher + places, places < classes) - top_t
+        raw = s - top_s
         g = of_s * tl.exp2(raw * scale_s) - of_t * tl.exp2(t * scale_t)
         if HAS_LABELS:
             g += of_1 * tl.exp2(raw * LOG2E) - tl.where(places == label, of_label, 0.0)
+        g = tl.where(s == NOWHERE, 0.0, g)
         # what is ignored may hold anything, NaN too
         store(out + places, tl.where(weight != 0.0, g, 0.0), mask=places < width)
 
@@ -129,7 +131,7 @@ def loss_kernel(
         if HAS_LABELS:
             of_1 += tl.exp2(raw * LOG2E)
     sum_s, sum_t, sum_1 = tl.sum(of_s, axis=0), tl.sum(of_t, axis=0), tl.sum(of_1, axis=0)
-    soft = tl.sum(crosses, axis=0) / sum_t + tl.log2(sum_s) - (tl.log2(sum_t) if KL else 0.0)
+    soft = tl.sum(crosses, axis=0) / sum_t + tl.log2(sum_s / sum_t if KL else sum_s)  # a ratio near 1 keeps its digits
     hard = 0.0
     if HAS_LABELS:
         of_label = _load(student + label, True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..device import check_devices, runs_in_triton
+from ..checks import check_devices, check_finite, check_floating, check_temperature, check_whole
+from ..device import runs_in_triton
 from . import chunked
 
 
@@ -34,12 +34,12 @@ def soft_cross_entropy(
     ``hard = mean over rows of -log_softmax(z_s)[label]``; the caller weighs the two.
 
     Args:
-        student_logits: ``(..., C)``; those below -1e30, -inf too, are taken for -1e30, so that a class which both sides
-            mask adds nothing.
+        student_logits: ``(..., C)``; those below -1e30, -inf too, are taken for -1e30 and receive no gradient: a class
+            which both sides mask adds nothing.
         teacher_logits: ``(..., C)``; a constant, it never receives gradients.
         labels: ``(...)`` int64 gold classes; a row labelled `ignore_index` takes part in neither mean. A label that is
             no class is refused on a CPU, and makes results NaN on a GPU, which would have to be waited for.
-        temperature: softens both distributions of the soft term; finite.
+        temperature: softens both distributions of the soft term; from 1e-6 to 1e6.
         teacher_temperature: softens the teacher's instead, where it is to differ.
         form: "ce", or "kl" for KL(p_t || p_s), which has the same gradient and is 0 for equal logits.
         scale_by_temperature_squared: multiply the soft term by temperature^2 (by temperature * teacher_temperature
@@ -59,15 +59,17 @@ def soft_cross_entropy(
 
     Raises:
         ValueError: logits, labels, rows or weights of shapes, dtypes or devices that do not fit, an unknown form, or a
-            temperature that is not positive and finite; on a CPU rows that there are not or that come twice.
+            temperature out of its range; on a CPU rows that there are not or that come twice.
         IndexError: on a CPU, a label that is no class.
 
     Source: Hinton et al. (arXiv 1503.02531), section 2; TinyBERT (arXiv 1909.10351), equation 10.
     """
     temperature_t = temperature if teacher_temperature is None else teacher_temperature
-    _check(student_logits, teacher_logits, labels, rows, row_weights, num_classes, form, temperature, temperature_t)
-    if len(expected_gradients) != 2:
+    tensors = student_logits, teacher_logits, labels, rows, row_weights
+    _check(*tensors, num_classes, ignore_index, form, temperature, temperature_t)
+    if not isinstance(expected_gradients, Sequence) or len(expected_gradients) != 2:
         raise ValueError(f"expected_gradients={expected_gradients}: pass two, of soft and of hard")
+    check_finite(**{"expected_gradients[0]": expected_gradients[0], "expected_gradients[1]": expected_gradients[1]})
     classes = student_logits.shape[-1] if num_classes is None else num_classes
     factor = temperature * temperature_t if scale_by_temperature_squared else 1.0
     z_s, z_t = student_logits.flatten(0, -2), teacher_logits.detach().flatten(0, -2)
@@ -201,12 +203,16 @@ def _check(
     rows: Tensor | None,
     row_weights: Tensor | None,
     num_classes: int | None,
+    ignore_index: int,
     form: str,
     *temperatures: float,
 ) -> None:
+    check_floating("logits", student_logits, teacher_logits)
+    for name, x in (("labels", labels), ("rows", rows), ("row_weights", row_weights)):
+        if x is not None and not isinstance(x, Tensor):
+            raise ValueError(f"{name}: {type(x).__name__} is given, pass a tensor")
     check_devices(student_logits, teacher_logits=teacher_logits, labels=labels, rows=rows, row_weights=row_weights)
-    if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
-        raise ValueError(f"logits are {student_logits.dtype} and {teacher_logits.dtype}: both must be floating")
+    check_whole(num_classes=num_classes, ignore_index=ignore_index)
     if student_logits.dim() < 2 or student_logits.shape[:-1] != teacher_logits.shape[:-1]:
         raise ValueError(
             f"logits are {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}: pass (..., classes) for the "
@@ -234,6 +240,7 @@ def _check(
         raise ValueError(f"rows are {tuple(rows.shape)}: pass (R,), each of the {num_rows} rows at most once")
     if form not in ("ce", "kl"):
         raise ValueError(f"form={form!r}: choose 'ce' or 'kl'")
+    if row_weights is not None and row_weights.is_complex():
+        raise ValueError(f"row_weights are {row_weights.dtype}: pass real numbers")
     for temperature in temperatures:
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature={temperature}: must be positive and finite")
+        check_temperature(temperature)

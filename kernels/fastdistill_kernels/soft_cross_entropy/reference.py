@@ -28,8 +28,8 @@ def soft_cross_entropy(
     ``p_t = softmax(z_t / teacher_temperature)``, with "kl" ``w_r p_t (log p_t - log p_s)``, times temperature *
     teacher_temperature if asked; ``hard = 1 / N * sum over r of -w_r log softmax(z_s)[label]``; ``N = sum over r of
     w_r``. Rows r are those of `rows` (default all) whose label is not `ignore_index`, w_r their weights (default 1), c
-    the first `num_classes` classes (default all). Logits below -1e30, -inf too, are taken for -1e30: what both sides
-    mask adds nothing.
+    the first `num_classes` classes (default all). Logits below -1e30, -inf too, are taken for -1e30 and receive
+    no gradient: what both sides mask adds nothing.
 
     Shapes: logits ``(..., C)``; labels and row_weights ``(...)``; rows ``(R,)``; results ``()``, float32 (float64 for
     float64), 0 if N is 0.
