@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from launches import launchers_that_may_not_wait, without_kernels
 from on_device import DEVICE, KERNELS_RUN, empty, full, ones, rand, randint, randn, tensor, zeros
 from parity import GRAM, GRAM_BOUND, HALF_AND_SINGLE, TILED, assert_exact_within, loss_and_gradients
 from torch import Tensor
 
 from fastdistill_kernels import soft_cross_entropy
+from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.hidden_mse.op import DISTANCES
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS, SOFT_CROSS_ENTROPY, SPECS
@@ -213,3 +215,14 @@ def test_registration_of_the_other_ops() -> None:
         incoming = (ones(()), None, *logits, *some, *saved, *inputs[3:])
         torch.library.opcheck(ops.soft_cross_entropy_backward.default, incoming)
         torch.library.opcheck(ops.soft_cross_entropy_correct.default, (gradient, *incoming))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted")
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("spec", [*SPECS, GRAM], ids=[*(spec.name for spec in SPECS), "gram"])
+def test_launchers_wait_for_no_value(spec: Spec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = spec.inputs(RAGGED, dtype, DEVICE)
+    with launchers_that_may_not_wait(monkeypatch) as ran, without_kernels(monkeypatch) as launched:
+        loss_and_gradients(spec.op, inputs, spec.differentiable)
+    assert ran == ["forward", "backward"]
+    assert len(launched) >= 3

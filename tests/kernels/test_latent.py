@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import assert_replays
+from launches import count
 from torch import Tensor
 
 pytest.importorskip("transformers")
@@ -16,36 +17,6 @@ from fastdistill.losses.objective import Objective
 from fastdistill.models.capture import Captured
 from fastdistill.stages import LATENT
 from fastdistill_kernels.device import INTERPRETED
-
-FREE = set(
-    "empty empty_strided empty_like new_empty view as_strided unbind select slice expand to detach unsqueeze squeeze "
-    "alias transpose t resolve_conj lift_fresh".split()
-)
-
-
-def count(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
-    """(result, launches of a call): kernels of ours, which do not run, and operations of PyTorch that are no views."""
-    from fastdistill_kernels.attention import kernel as attention
-    from fastdistill_kernels.attention_score_mse import kernel as gram
-    from fastdistill_kernels.hidden_mse import kernel as hidden
-    from fastdistill_kernels.shared import kernel as shared
-
-    launched: list[str] = []
-
-    class Counted:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def __getitem__(self, grid: Any) -> Callable[..., None]:
-            return lambda *_, **__: launched.append(self.name)
-
-    with monkeypatch.context() as patch, torch.profiler.profile() as profile:
-        for module in (attention, gram, hidden, shared):
-            for name in [name for name in vars(module) if name.endswith("_kernel")]:
-                patch.setattr(module, name, Counted(name))
-        result = call()
-    leaves = [event.name for event in profile.events() if event.name.startswith("aten::") and not event.cpu_children]
-    return result, [*launched, *(name for name in leaves if name.removeprefix("aten::") not in FREE)]
 
 
 class Model:
@@ -72,6 +43,20 @@ def latent(lengths: tuple[int, ...], device: str) -> tuple[Callable[[], Tensor],
     large = teacher.captured([3, 6, 9, 12], tokens, device, grad=False)
     leaves = [*small.hidden.values(), *small.q.values(), *small.k.values(), *objective.parameters()]
     return lambda: objective(small, large, batch)[0], leaves
+
+
+@pytest.mark.parametrize(
+    ("name", "launches"),
+    [("square", 1), ("t", 0), ("norm", 1), ("cumsum", 1), ("argmax", 1), ("matmul", 1), ("take", 1), ("unbind", 0)],
+)
+def test_every_launch_counts(name: str, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(4, 4)
+    calls: dict[str, Callable[[], Any]] = {
+        "square": x.square, "t": x.t, "norm": x.norm, "cumsum": lambda: x.cumsum(0), "argmax": x.argmax,
+        "matmul": lambda: x @ x, "take": lambda: x[torch.tensor([1, 2])], "unbind": x.unbind,
+    }  # fmt: skip
+    _, found = count(calls[name], monkeypatch)
+    assert len(found) >= launches if launches else not found, found
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted")
