@@ -226,3 +226,20 @@ def test_launchers_wait_for_no_value(spec: Spec, dtype: torch.dtype, monkeypatch
         loss_and_gradients(spec.op, inputs, spec.differentiable)
     assert ran == ["forward", "backward"]
     assert len(launched) >= 3
+
+
+def test_the_choice_of_an_algorithm_compiles_a_program_for_each() -> None:
+    """Which bfloat16 operands have: maps that are short, long, and long among many short ones."""
+    made: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        made.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(ATTENTION_SCORE_MSE.op, fullgraph=True, backend=backend, dynamic=True)
+    for lengths in [(40, 2), (20, 30, 7), (90, 80), (100, 90, 70), (95, *[2] * 20), (90, *[2] * 20), (50, 3)]:
+        shape = Shape(lengths, heads=1, head_dim_s=8, head_dim_t=16)
+        inputs = ATTENTION_SCORE_MSE.inputs(shape, torch.bfloat16, DEVICE)
+        torch.testing.assert_close(compiled(**inputs), ATTENTION_SCORE_MSE.op(**inputs))
+    assert 2 <= len(made) <= 3

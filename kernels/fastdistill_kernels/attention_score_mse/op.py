@@ -44,7 +44,8 @@ def attention_score_mse(
             also adds what its pad queries hold: for that pass padded operands, B sequences of max_seqlen tokens, whose
             keys are 0 where there is padding.
         algorithm: "tiled" works on tiles of scores; "gram" on Gram matrices of the operands, which is linear in the
-            length and forms no score, but cancels where student and teacher all but agree; "auto" takes the faster.
+            length and forms no score, but cancels where student and teacher all but agree; "auto" takes the
+            faster, and torch.compile makes a program for each.
 
     Returns:
         ``()`` float32 (float64 for float64 operands), 0 for an empty batch. Autocast does not lower its arithmetic.
