@@ -58,6 +58,13 @@ class SoftLabels(Numbers):
         if labels is not None:
             weights = torch.where(labels[chosen] == self.ignore_index, 0.0, weights)
         counts = weights != 0
+        if labels is not None and counts.any():
+            lowest, highest = (int(x) for x in labels[chosen[counts]].aminmax())
+            if lowest < 0 or highest >= self.classes:
+                raise IndexError(
+                    f"labels are from {lowest} to {highest}: pass classes from 0 to {self.classes - 1}, or "
+                    f"{self.ignore_index} for rows to leave out"
+                )
         return chosen[counts], weights[counts]
 
     def _walk(
@@ -68,7 +75,10 @@ class SoftLabels(Numbers):
         soft, hard = weights.new_zeros((2,))
         at_once = max(1, ROOM // self.classes)
         for some, w in zip(counted.split(at_once), weights.split(at_once), strict=True):
-            x, y = (z[some, : self.classes].to(weights.dtype).clamp_min_(MASKED) for z in (z_s, z_t))
+            x, y = (z[some, : self.classes].to(weights.dtype) for z in (z_s, z_t))
+            masks = x.numel() > 0 and bool((torch.minimum(x.amin(), y.amin()) <= MASKED).item())
+            if masks:
+                x, y = x.clamp_min_(MASKED), y.clamp_min_(MASKED)
             log_p = (x if self.temperature_s == 1 else x / self.temperature_s).log_softmax(-1)
             log_q = y.div_(self.temperature_t).log_softmax(-1)
             q = log_q.exp()
@@ -84,6 +94,7 @@ class SoftLabels(Numbers):
                     p_1 = log_p_1.exp()
                     p_1[torch.arange(len(some)), labels[some]] -= 1
                     gradient += p_1.mul_((w * arriving[1])[:, None])
-                gradient.masked_fill_(x == MASKED, 0.0)
+                if masks:
+                    gradient.masked_fill_(x == MASKED, 0.0)
                 out[:, : self.classes].index_copy_(0, some, gradient.to(out.dtype))
         return soft * self.factor, hard

@@ -38,9 +38,8 @@ def soft_cross_entropy(
     """
     temperature_t = temperature if teacher_temperature is None else teacher_temperature
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    z_s, z_t = (
-        z.flatten(0, -2)[:, :num_classes].to(dtype).clamp_min(MASKED) for z in (student_logits, teacher_logits.detach())
-    )
+    z_s, z_t = (z.flatten(0, -2)[:, :num_classes].to(dtype) for z in (student_logits, teacher_logits.detach()))
+    z_s, z_t = (z.masked_fill(z <= MASKED, MASKED) for z in (z_s, z_t))
     chosen = torch.arange(len(z_s), device=z_s.device) if rows is None else rows
     if labels is not None:
         chosen = chosen[labels.flatten()[chosen] != ignore_index]
