@@ -92,7 +92,7 @@ def _check_numbers(name: str, stage: Stage) -> None:
         ("optim.warmup_ratio", optim.warmup_ratio, 0 <= optim.warmup_ratio <= 1, "from 0 to 1"),
         ("optim.weight_decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "0 or more"),
         ("optim.max_grad_norm", optim.max_grad_norm, optim.max_grad_norm >= 0, "0 (no clipping) or more"),
-        ("losses.temperature", losses.temperature, 0 < losses.temperature < math.inf, "above 0"),
+        ("losses.temperature", losses.temperature, 1e-6 <= losses.temperature <= 1e6, "from 1e-6 to 1e6"),
         ("losses.relation_heads", losses.relation_heads, losses.relation_heads >= 1, "1 or more"),
     ):
         if not good:
