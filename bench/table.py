@@ -70,24 +70,24 @@ system may take back."""
 
 
 def steps() -> str:
-    """One row for each text and loop: real tokens per second of whole training steps; what to know of the cached ones.
+    """A table for each machine and pair of models, a row for each text and loop: real tokens per second of whole steps.
 
     Older files do not give pairs of tokens that attend to each other: they have a note on what they counted.
     """
-    lines: list[str] = []
+    tables: dict[str, list[str]] = {}
     counted: list[str] = []
     cached: list[str] = []
     for path in sorted((ROOT / "bench" / "results").glob("*/step_*.json")):
         measured = json.loads(path.read_text())
         work, machine = measured["workload"], measured["machine"]
         title = f"{machine['device']}, torch {machine['torch']}, {work['teacher']} to {work['student']}:\n"
-        if title not in lines:
-            lines += [
-                *[""] * bool(lines),
-                title,
+        rows = tables.setdefault(
+            title,
+            [
                 "| text | loop | tokens/s | times the first | ms a step | peak MiB | of the matrix rate |",
                 "|---|---|---:|---:|---:|---:|---:|",
-            ]
+            ],
+        )
         how = "blocks of" if work["blocks"] else "own lengths up to"
         text = (
             f"{work['text']}, {work['batch_size']} x {how} {work['length']}{', soft labels' * work.get('soft', False)}"
@@ -98,13 +98,13 @@ def steps() -> str:
             percent, counted = "%*", ["", AS_COUNTED_BEFORE]
         if any(r["loop"] == "cached" for r in measured["results"]):
             cached = ["", JUST_CACHED]
-        lines += [
+        rows += [
             f"| {text} | {LOOPS[r['loop']]} | {r['tokens_per_s']:,.0f} | {r['tokens_per_s'] / first:.1f}x "
             f"| {r['step_ms']:,.0f} | {r['peak_mib']:,.0f} "
             f"| {100 * r['flops_per_s'] / machine['flops_per_s']:.0f} {percent} |"
             for r in measured["results"]
         ]
-    return "\n".join([*lines, *counted, *cached])
+    return "\n".join(["\n\n".join("\n".join([title, *rows]) for title, rows in tables.items()), *counted, *cached])
 
 
 def inference() -> str:
@@ -114,6 +114,7 @@ def inference() -> str:
         measured = json.loads(path.read_text())
         machine, models = measured["machine"], measured["models"]
         lines += [
+            *[""] * bool(lines),
             f"{machine['device']}, torch {machine['torch']}, {machine['dtype'].removeprefix('torch.')}:\n",
             f"| batch x length | {models['teacher']}, p50 (p95) | {models['student']}, p50 (p95) | faster |",
             "|---|---:|---:|---:|",

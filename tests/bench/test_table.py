@@ -116,6 +116,19 @@ def test_row_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row == "| sst2, 32 x own lengths up to 64 | fastdistill | 2,000 | 1.0x | 199 | 1,566 | 46 % |"
 
 
+def test_each_pair_of_models_has_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever order their files have."""
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    folder = tmp_path / "bench" / "results" / "machine"
+    folder.mkdir(parents=True)
+    for name, student in (("a", "tinybert4"), ("b", "tinybert6"), ("c", "tinybert4")):
+        work = {"teacher": "bert-base", "student": student, "text": name, "length": 64, "blocks": False}
+        measured = {"machine": MACHINE, "workload": work | {"batch_size": 32}, "results": [STEPS | {"pairs_per_s": 9}]}
+        (folder / f"step_{name}.json").write_text(json.dumps(measured))
+    four, six = table.steps().split("\n\n| text")[0::1][1:]
+    assert ("| a, 32" in four, "| c, 32" in four, "| b, 32" in six, "| c, 32" in six) == (True, True, True, False)
+
+
 def test_row_of_a_step_that_was_counted_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     *_, row, empty, note = steps_table(STEPS, tmp_path, monkeypatch)
     assert row.endswith("| 46 %* |")
