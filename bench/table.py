@@ -109,7 +109,7 @@ def steps() -> str:
 
 def inference() -> str:
     """One row for each batch size and length."""
-    lines = []
+    lines: list[str] = []
     for path in sorted((ROOT / "bench" / "results").glob("*/inference.json")):
         measured = json.loads(path.read_text())
         machine, models = measured["machine"], measured["models"]
