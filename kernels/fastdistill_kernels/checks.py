@@ -36,7 +36,7 @@ def check_temperature(temperature: float) -> None:
 
 def check_finite(**numbers: float | None) -> None:
     for name, value in numbers.items():
-        if value is not None and not math.isfinite(value):
+        if value is not None and not -math.inf < value < math.inf:
             raise ValueError(f"{name}={value}: must be finite")
 
 

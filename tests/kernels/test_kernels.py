@@ -201,7 +201,7 @@ def test_registration_of_the_other_ops() -> None:
         torch.library.opcheck(ops.hidden_mse.default, hidden)
         _, d_p = ops.hidden_mse(*hidden)
         detached = [x.detach() for x in states], [weight.detach()]
-        torch.library.opcheck(ops.hidden_mse_backward.default, (tensor(2.0), *detached, d_p, 80, distance))
+        torch.library.opcheck(ops.hidden_mse_backward.default, (tensor(2.0), *detached, d_p, 80))
     z_s, z_t = randn(4, 7).bfloat16().requires_grad_(), randn(4, 7).bfloat16()
     optional = (tensor([1, -100, 3, 0]), tensor([0, 1, 3]), rand(4))
     for some in (optional, (None, None, None)):
