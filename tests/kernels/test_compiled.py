@@ -102,8 +102,9 @@ def hidden_states(dtype: torch.dtype, d_s: int, d_t: int, layers: int, lengths: 
     h_s, h_t = (torch.zeros(sum(lengths), 12 * d, dtype=dtype) for d in (d_s, d_t))
     for weights, distance in ((1, "squared"), (layers, "squared"), (layers, "normalized"), (1, "cosine")):
         weight, bias = [torch.zeros(12 * d_t, 12 * d_s)] * weights, [torch.zeros(12 * d_t)] * weights
-        loss, d_p = hidden.forward([h_s] * layers, [h_t] * layers, weight, bias, 7, distance, dtype, keep=True)
-        hidden.backward(loss, [h_s] * layers, weight, d_p, 7, distance)
+        products = torch.float32 if distance != "squared" and dtype == torch.float16 else dtype
+        loss, d_p = hidden.forward([h_s] * layers, [h_t] * layers, weight, bias, 7, distance, products, keep=True)
+        hidden.backward(loss, [h_s] * layers, weight, d_p, 7)
 
 
 def soft_labels(dtype: torch.dtype, d_s: int, d_t: int, layers: int, lengths: tuple[int, ...] = (1, 1, 1)) -> None:
