@@ -27,7 +27,7 @@ from bench import loops
 from bench.record import writable
 from bench.timing import chosen_device, device_name, process_peak_mib
 from bench.workload import DATA, SHAPES, Workload
-from fastdistill.memory import lacks_memory
+from fastdistill.machine import lacks_memory
 from fastdistill.step import Runtime
 
 Result = dict[str, Any]

@@ -28,7 +28,7 @@ from fastdistill.inputs import Inputs, load_inputs, max_length
 from fastdistill.log import Log
 from fastdistill.loop import train
 from fastdistill.losses.objective import Objective
-from fastdistill.memory import lacks_memory
+from fastdistill.machine import lacks_memory
 from fastdistill.metrics import metrics_of, score, scores
 from fastdistill.models.encoder import Encoder, Head
 from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_map

@@ -16,7 +16,7 @@ from fastdistill import ranks
 from fastdistill.batch import Batch
 from fastdistill.graphs import Graphs
 from fastdistill.losses.objective import Objective
-from fastdistill.memory import bytes_kept, free_bytes, lacks_memory
+from fastdistill.machine import bytes_kept, free_bytes, lacks_memory, processors
 from fastdistill.models.capture import Captured
 from fastdistill.models.dropout import draw_faster
 from fastdistill.models.encoder import Encoder
@@ -54,6 +54,8 @@ class Runtime:
             raise ValueError("cuda_graphs is true, but the run is on the CPU: leave it out, or use a GPU")
         if on_gpu:
             ranks.take_gpu()
+        else:
+            torch.set_num_threads(processors())
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
         wanted = recipe.precision == "bf16" and not on_gpu or recipe.precision != "fp32" and bf16
         dtype = torch.bfloat16 if wanted else torch.float32

@@ -14,7 +14,7 @@ from torch import nn
 
 from fastdistill import step
 from fastdistill.data.packing import collate
-from fastdistill.memory import bytes_kept
+from fastdistill.machine import bytes_kept
 from fastdistill.recipe import Losses, Optim, Stage
 from fastdistill.step import Runtime, make_optimizer
 from tests.steps import ALL, LACKING, give_out, text, whole_step

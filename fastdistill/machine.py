@@ -1,4 +1,4 @@
-"""Memory: what there is of it, what a forward pass keeps of it, and whether an error says that it ran out."""
+"""What there is of memory and processors, and what a forward pass keeps."""
 
 from __future__ import annotations
 
@@ -58,6 +58,16 @@ def free_bytes(device: torch.device) -> float:
     if data != resource.RLIM_INFINITY:
         limits.append(data - 1024 * _number(PROCESS / "status", "VmData:", 0))
     return max(0.0, min(limits))
+
+
+def processors() -> int:
+    """Threads that can run at once: as many as torch would take, and the process's control groups give time for."""
+    limits = [float(torch.get_num_threads())]
+    for group in _control_groups():
+        words = " ".join(_lines(group / "cpu.max")).split()  # microseconds, of how many
+        if len(words) == 2 and words[0].isdigit():
+            limits.append(int(words[0]) / int(words[1]) / int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, int(min(limits)))
 
 
 def _control_groups() -> list[Path]:
