@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from fastdistill import ranks
 from fastdistill.losses.objective import active_weights
 from fastdistill.recipe import Recipe, Stage, Task
+from fastdistill_kernels.checks import TEMPERATURES
 
 GENERAL = ("general", "masked")  # data that is general text
 AUGMENTED = ("classification", "regression", "multilabel")  # kinds whose labels stay right when words are replaced
@@ -82,6 +83,7 @@ def _check_choices(prefix: str, part: Any) -> None:
 
 def _check_numbers(name: str, stage: Stage) -> None:
     """Numbers that no training could use."""
+    coldest, hottest = TEMPERATURES
     optim, losses, accumulate = stage.optim, stage.losses, stage.gradient_accumulation_steps
     for option, value, good, bound in (
         ("epochs", stage.epochs, stage.epochs is None or 0 < stage.epochs <= 10_000, "above 0, and 10,000 at most"),
@@ -92,7 +94,12 @@ def _check_numbers(name: str, stage: Stage) -> None:
         ("optim.warmup_ratio", optim.warmup_ratio, 0 <= optim.warmup_ratio <= 1, "from 0 to 1"),
         ("optim.weight_decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "0 or more"),
         ("optim.max_grad_norm", optim.max_grad_norm, optim.max_grad_norm >= 0, "0 (no clipping) or more"),
-        ("losses.temperature", losses.temperature, 1e-6 <= losses.temperature <= 1e6, "from 1e-6 to 1e6"),
+        (
+            "losses.temperature",
+            losses.temperature,
+            coldest <= losses.temperature <= hottest,
+            f"from {coldest:g} to {hottest:g}",
+        ),
         ("losses.relation_heads", losses.relation_heads, losses.relation_heads >= 1, "1 or more"),
     ):
         if not good:

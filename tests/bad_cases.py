@@ -243,7 +243,7 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
     ),
     "hard labels on general text": (lambda r, t: with_losses(r, "gd", hard=1.0), ("gd", "no labels")),
     "temperature of 0": (lambda r, t: with_losses(r, "tsd", temperature=0.0), ("tsd.losses.temperature is 0",)),
-    "temperature of 1e7": (lambda r, t: with_losses(r, "tsd", temperature=1e7), ("it must be from 1e-6 to 1e6",)),
+    "temperature of 1e7": (lambda r, t: with_losses(r, "tsd", temperature=1e7), ("it must be from 1e-06 to 1e+06",)),
     "negative learning rate": (lambda r, t: with_optim(r, "gd", learning_rate=-1.0), ("gd.optim.learning_rate is -1",)),
     "negative clipping": (lambda r, t: with_optim(r, "gd", max_grad_norm=-1.0), ("gd.optim.max_grad_norm is -1",)),
     "warm-up past the end": (lambda r, t: with_optim(r, "gd", warmup_ratio=2.0), ("gd.optim.warmup_ratio is 2",)),
