@@ -178,21 +178,50 @@ def test_rows_that_begin_anywhere(op: str, dtype: torch.dtype, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("op", ["score_mse", "prob_mse", "kl"])
-@pytest.mark.parametrize("length", [10, 30])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("length", [10, 30, 60])
 @pytest.mark.parametrize("d", [(26, 64), (64, 64), (26, 26)], ids=str)
-def test_short_sequences_in_single_precision(
-    op: str, length: int, d: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_short_sequences(
+    op: str, dtype: torch.dtype, length: int, d: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for kernel in compiled(lambda: CALLS[op](torch.float32, *d, 1, lengths=(length, 3)), SM_90, monkeypatch):
+    for kernel in compiled(lambda: CALLS[op](dtype, *d, 1, lengths=(length, 3)), SM_90, monkeypatch):
         check(kernel, SM_90, tmp_path)
+
+
+def is_whole(kernel: Any) -> bool:
+    return bool(kernel.name == "whole_rows_kernel")
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("length", [100, 250, 500, 600])
+@pytest.mark.parametrize(("d", "layers"), [((26, 64), 4), ((48, 48), 1), ((64, 64), 1), ((64, 26), 1)], ids=str)
+def test_rows_are_whole_up_to_512_keys(
+    dtype: torch.dtype,
+    length: int,
+    d: tuple[int, int],
+    layers: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    found = compiled(lambda: CALLS["prob_mse"](dtype, *d, layers, lengths=(length, 3)), SM_90, monkeypatch)
+    assert [is_whole(kernel) for kernel in found] == [length <= 512, False, False, False]
+    check(found[0], SM_90, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("target", [SM_80, SM_100, GFX942], ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("length", [60, 100, 250, 500])
+def test_whole_rows_on_other_machines(
+    length: int, dtype: torch.dtype, target: GPUTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for kernel in compiled(lambda: CALLS["prob_mse"](dtype, 26, 64, 1, lengths=(length, 3)), target, monkeypatch):
+        if is_whole(kernel):
+            check(kernel, target, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 @pytest.mark.parametrize("target", [SM_90, SM_100, GFX942], ids=lambda target: str(target.arch))
-@pytest.mark.parametrize(("op", "length"), [("prob_mse", 100), ("gram", 3000)])
-def test_whole_rows_and_several_stretches(
-    op: str,
-    length: int,
+def test_several_stretches(
     dtype: torch.dtype,
     target: GPUTarget,
     monkeypatch: pytest.MonkeyPatch,
@@ -200,8 +229,8 @@ def test_whole_rows_and_several_stretches(
     request: pytest.FixtureRequest,
 ) -> None:
     if (dtype, target.arch) == (torch.float32, 100):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="Triton 3.7 multiplies these without tensor cores"))
-    found = compiled(lambda: CALLS[op](dtype, 26, 64, 1, lengths=(length, 3)), target, monkeypatch)
+        request.applymarker(pytest.mark.xfail(strict=True, reason="Triton 3.7 multiplies x^T x without tensor cores"))
+    found = compiled(lambda: CALLS["gram"](dtype, 26, 64, 1, lengths=(3000, 3)), target, monkeypatch)
     assert len(found) == 4
     for kernel in found:
         check(kernel, target, tmp_path)
@@ -248,9 +277,12 @@ def test_heads_that_fit_nowhere_are_refused() -> None:
 
 
 @each_op
-def test_nothing_is_compiled_again_for_another_batch(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lengths", [(130, 250, 192), (520, 1000, 768)], ids=str)
+def test_nothing_is_compiled_again_for_another_batch(
+    op: str, lengths: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Triton compiles anew where an integer becomes 1 or divisible by 16, unless it is told not to."""
-    batches = ((130,) * 2, (1000,) + (24,) * 15, (192,) * 17)
+    batches = ((lengths[0],) * 2, (lengths[1],) + (24,) * 15, (lengths[2],) * 17)
     first, *others = (
         compiled(partial(CALLS[op], torch.float32, 26, 64, 1, lengths), SM_90, monkeypatch) for lengths in batches
     )

@@ -15,78 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import (
-    LN2,
-    LOG2E,
-    divisor,
-    finish,
-    for_product,
-    known,
-    pick,
-    precision,
-    room,
-    rounded_to_tf32,
-    store,
+from ..shared.kernel import LN2, LOG2E, divisor, finish, pick, precision, room, rounded_to_tf32, store
+from .parts import (
+    KL,
+    NOWHERE,
+    PROB_MSE,
+    SCORE_MSE,
+    all_known,
+    exp2_or_zero,
+    load_rows,
+    map_of,
+    probability,
+    product,
+    rescale,
 )
-
-SCORE_MSE, PROB_MSE, KL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-NOWHERE = tl.constexpr(-1e38)  # a score that no softmax sees, far from the end of float32
-
-
-@triton.jit
-def load_rows(pointer, stride, rows, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """``[R, BLOCK_D]``: those of `rows` that are below `length`, padded with zeros."""
-    columns = tl.arange(0, BLOCK_D)
-    at = pointer + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    x = tl.load(at, mask=(rows < length)[:, None] & (columns < D)[None, :], other=0.0)
-    return for_product(x)
-
-
-@triton.jit
-def _product(x, y, PRECISION: tl.constexpr):
-    """``x @ y.T`` in float32: ``[R, D]`` and ``[C, D]`` -> ``[R, C]``."""
-    return tl.dot(x, tl.trans(y), input_precision=PRECISION)
-
-
-@triton.jit
-def map_of(program, cu_seqlens, num_tokens, blocks, L: tl.constexpr, H: tl.constexpr):
-    """(block, head, layer, first token, length) of a program.
-
-    Whatever `cu_seqlens` holds, these are tokens that are there; `finish_kernel` sees what is wrong with it.
-    """
-    block = program % blocks
-    head = (program // blocks % H).to(tl.int64)
-    layer = program // (blocks * H) % L
-    sequence = program // (blocks * H * L)
-    start = tl.minimum(tl.maximum(tl.load(cu_seqlens + sequence), 0), num_tokens)
-    end = tl.minimum(tl.maximum(tl.load(cu_seqlens + sequence + 1), start), num_tokens)
-    return block, head, layer, start.to(tl.int64), end - start
-
-
-@triton.jit
-def all_known(a, b, c, d, A: tl.constexpr):
-    """Four strides that A divides."""
-    return known(a, A), known(b, A), known(c, A), known(d, A)
-
-
-@triton.jit
-def _rescale(biggest, scores):
-    """The running row maximum with a block of scores, and the factor that brings sums made with the old one to it."""
-    bigger = tl.maximum(biggest, tl.max(scores, axis=1))
-    return bigger, tl.exp2(biggest - bigger)
-
-
-@triton.jit
-def _exp2(x, mask):
-    """``2^x``, 0 outside of `mask`, where nothing may overflow."""
-    return tl.exp2(tl.where(mask, x, NOWHERE))
-
-
-@triton.jit
-def _probability(scores, at, plane, known, mask):
-    """``2^(scores - top - log)`` with the top `at` a place and the log a plane further."""
-    top, log = tl.load(at, mask=known, other=0.0), tl.load(at + plane, mask=known, other=0.0)
-    return _exp2(scores - top - log, mask)
+from .whole_rows import whole_rows_kernel
 
 
 @triton.jit(do_not_specialize=["num_tokens", "blocks"])
@@ -95,7 +38,7 @@ def forward_kernel(
     num_tokens, blocks, scale_s, scale_t,
     stride_as, stride_bs, stride_at, stride_bt, head_as, head_bs, head_at, head_bt,
     LOSS: tl.constexpr, L: tl.constexpr, H: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr,
-    BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr, A_S: tl.constexpr, A_T: tl.constexpr,
 ):  # fmt: skip
     """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 4 or 5, L, H, T)``: tops, log-sums, delta.
@@ -103,7 +46,6 @@ def forward_kernel(
     The scores' log-sum-exp, in powers of two, is ``top + log``, the largest score and the rest, which would be rounded
     away beside a large one; student's before teacher's. Delta is the softmax's own part of the gradient,
     ``sum_j P_s dL/dP_s``.
-    With WHOLE no row is longer than N: PROB_MSE, which wants the scores twice, still has them.
     """
     program = tl.program_id(0)
     block, head, layer, start, length = map_of(program, cu_seqlens, num_tokens, blocks, L, H)
@@ -123,19 +65,18 @@ def forward_kernel(
     loss = tl.zeros([M], tl.float32)
     top_s, top_t = tl.full([M], NOWHERE, tl.float32), tl.full([M], NOWHERE, tl.float32)
     sum_s, sum_t = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
-    s, t = tl.zeros([M, N], tl.float32), tl.zeros([M, N], tl.float32)
     for first in range(0, columns_end, N):
         columns = first + tl.arange(0, N)
-        s = scale_s * _product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
-        t = scale_t * _product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
+        s = scale_s * product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
+        t = scale_t * product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
         if LOSS == SCORE_MSE:
             loss += tl.sum((s - t) * (s - t), axis=1)
         else:
             visible = (columns < length)[None, :]
-            top_s, shrink_s = _rescale(top_s, tl.where(visible, s, NOWHERE))
-            top_t, shrink_t = _rescale(top_t, tl.where(visible, t, NOWHERE))
-            sum_s = sum_s * shrink_s + tl.sum(_exp2(s - top_s[:, None], visible), axis=1)
-            weights = _exp2(t - top_t[:, None], visible)
+            top_s, shrink_s = rescale(top_s, tl.where(visible, s, NOWHERE))
+            top_t, shrink_t = rescale(top_t, tl.where(visible, t, NOWHERE))
+            sum_s = sum_s * shrink_s + tl.sum(exp2_or_zero(s - top_s[:, None], visible), axis=1)
+            weights = exp2_or_zero(t - top_t[:, None], visible)
             sum_t = sum_t * shrink_t + tl.sum(weights, axis=1)
             if LOSS == KL:
                 loss = loss * shrink_t + tl.sum(weights * (t - s), axis=1)
@@ -156,14 +97,11 @@ def forward_kernel(
             delta = tl.zeros([M], tl.float32)
             for first in range(0, columns_end, N):
                 columns = first + tl.arange(0, N)
-                if not WHOLE:
-                    y_s = load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS)
-                    y_t = load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT)
-                    s = scale_s * _product(x_s, y_s, PRECISION_S)
-                    t = scale_t * _product(x_t, y_t, PRECISION_T)
+                s = scale_s * product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
+                t = scale_t * product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
                 visible = (columns < length)[None, :]
-                p_s = _exp2(s - top_s[:, None] - log_s[:, None], visible)
-                error = p_s - _exp2(t - top_t[:, None] - log_t[:, None], visible)
+                p_s = exp2_or_zero(s - top_s[:, None] - log_s[:, None], visible)
+                error = p_s - exp2_or_zero(t - top_t[:, None] - log_t[:, None], visible)
                 loss += tl.sum(error * error, axis=1)
                 delta += 2 * tl.sum(p_s * error, axis=1)
             tl.store(at + 4 * plane, delta, mask=rows < length)
@@ -209,16 +147,16 @@ def gradient_kernel(
     for first in range(0, columns_end, N):
         columns = first + tl.arange(0, N)
         y_s = load_rows(other_s, stride_other_s, columns, length, D_S, BLOCK_DS)
-        s = scale_s * _product(x_s, y_s, PRECISION_S)
-        t = scale_t * _product(x_t, load_rows(other_t, stride_other_t, columns, length, D_T, BLOCK_DT), PRECISION_T)
+        s = scale_s * product(x_s, y_s, PRECISION_S)
+        t = scale_t * product(x_t, load_rows(other_t, stride_other_t, columns, length, D_T, BLOCK_DT), PRECISION_T)
         if LOSS == SCORE_MSE:
             g = 2 * factor * (s - t)
         else:
             real = (rows < length)[:, None] & (columns < length)[None, :]
             queries = rows[:, None] if OWN_IS_A else columns[None, :]
             known = queries < length
-            p_s = _probability(s, at + queries, plane, known, real)
-            p_t = _probability(t, at + 2 * plane + queries, plane, known, real)
+            p_s = probability(s, at + queries, plane, known, real)
+            p_t = probability(t, at + 2 * plane + queries, plane, known, real)
             if LOSS == KL:
                 g = factor * (p_s - p_t)
             else:
@@ -257,18 +195,15 @@ class Tiled:
         if empty:
             return loss, stats, coefficient
         sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
-        tiles = _tiles(max_seqlen, like, a_t[0])
-        whole = self.kind == PROB_MSE.value and max_seqlen <= 128 and max(like.shape[-1], a_t[0].shape[-1]) <= 64
-        if whole:  # of longer rows, or wider heads, too little would fit into registers
-            single = max(like.dtype.itemsize, a_t[0].dtype.itemsize) > 2
-            rows = {"M": 16} if single and tiles["M"] == 32 else {}
-            tiles |= {"N": max(16, triton.next_power_of_2(max_seqlen)), "num_stages": 1} | rows
+        whole = self.kind == PROB_MSE.value and max_seqlen <= 512 and max(like.shape[-1], a_t[0].shape[-1]) <= 64
+        tiles = (_whole_rows if whole else _tiles)(max_seqlen, like, a_t[0])
         blocks = triton.cdiv(max_seqlen, tiles["M"])
         partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
-        forward_kernel[(len(partial),)](
+        kernel, extra = (whole_rows_kernel, {}) if whole else (forward_kernel, {"LOSS": self.kind})
+        kernel[(len(partial),)](
             *(tuple(x) for x in sides), cu_seqlens, partial, stats, num_tokens, blocks, scale_s, scale_t,
             *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-            LOSS=self.kind, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles, WHOLE=whole,
+            **extra, L=L, H=H, D_S=like.shape[-1], D_T=a_t[0].shape[-1], **tiles,
             PRECISION_S=precision(like.dtype), PRECISION_T=precision(a_t[0].dtype),
             A_S=divisor_of(*sides[:2]), A_T=divisor_of(*sides[2:]), enable_fp_fusion=self.kind == SCORE_MSE.value,
         )  # fmt: skip
@@ -341,3 +276,12 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
         "num_warps": 8 if side == 64 or (single and side == 32) else 4,
         "num_stages": 1 if single and side == 64 else 2,
     }
+
+
+def _whole_rows(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
+    """Block sizes of `whole_rows_kernel` for up to 512 keys: as many rows as registers have room for."""
+    keys = max(16, triton.next_power_of_2(max_seqlen))
+    single = max(student.dtype.itemsize, teacher.dtype.itemsize) > 2
+    most = (64 if keys <= 64 else 16) if single else 16384 // keys
+    tiles = {"M": min(64, keys, most), "N": min(64, keys), "KEYS": keys}
+    return _tiles(max_seqlen, student, teacher) | tiles | {"num_warps": 8 if keys > 32 else 4, "num_stages": 1}

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..attention.kernel import alike, all_known, divisor_of, map_of
+from ..attention.kernel import alike, divisor_of
+from ..attention.parts import all_known, map_of
 from ..shared.kernel import finish, for_product, known, pick, precision, room, store
 from .joined import WIDEST, columns_together, first_of_teacher
 

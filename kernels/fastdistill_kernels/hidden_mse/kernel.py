@@ -3,7 +3,7 @@
 What reaches memory is d_p ``(L, T, D_T)``, in the dtype of the products, float32 where there are none: half the
 gradient of the summed distances for the projected states ``p = h_s W^T + b``, which is ``p - h_t`` for the squared one.
 From it the backward pass takes the gradients for states, W and b. Layers share one weight, or have one each. Directions
-are compared a whole row at a time, so that p goes to memory first, into the place of d_p.
+want sums over whole rows first: projected states are made once for these and once again, and never reach memory.
 """
 
 from __future__ import annotations
@@ -15,23 +15,36 @@ from torch import Tensor
 
 from ..shared.kernel import divisor, finish, for_product, known, pick, precision, room, rounded, store
 
+SQUARED, NORMALIZED, COSINE, MOMENTS = (tl.constexpr(kind) for kind in range(4))
+KINDS = {"squared": SQUARED.value, "normalized": NORMALIZED.value, "cosine": COSINE.value}
+
+
+@triton.jit
+def _inverse_length(square):
+    """1 over the length of rows whose squares add up to `square`; rows of zeros are left alone."""
+    return 1.0 / tl.sqrt(tl.where(square > 0, square, 1.0))
+
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def forward_kernel(
-    h_s, h_t, weight, bias, d_p, partial, num_tokens, stride_s, stride_t,
-    L: tl.constexpr, SHARED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    KEEP: tl.constexpr, PROJECT_ONLY: tl.constexpr,
-    D_S: tl.constexpr, D_T: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
-    A: tl.constexpr,
+    h_s, h_t, weight, bias, moments, d_p, partial, num_tokens, stride_s, stride_t,
+    KIND: tl.constexpr, L: tl.constexpr, SHARED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    KEEP: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: sums of squares of M rows and N columns; d_p if KEEP, or p with PROJECT_ONLY."""
+    """partial ``(programs,)``: sums of distances of M rows and N columns; d_p if KEEP.
+
+    With MOMENTS instead what distances of directions read, moments ``(D_T / N, 3, L, T)``: sums over N columns of p p,
+    t t and p t.
+    """
     program = tl.program_id(0)
     stride_s, stride_t = known(stride_s, A), known(stride_t, A)
     column_blocks: tl.constexpr = (D_T + N - 1) // N
+    column_block = program % column_blocks
     row_blocks = tl.cdiv(num_tokens, M)
     layer = program // (column_blocks * row_blocks)
     rows = program // column_blocks % row_blocks * M + tl.arange(0, M)
-    columns = program % column_blocks * N + tl.arange(0, N)
+    columns = column_block * N + tl.arange(0, N)
     row, there = rows.to(tl.int64)[:, None], (rows < num_tokens)[:, None]
     real = there & (columns < D_T)[None, :]
     states, target = pick(h_s, layer, L), pick(h_t, layer, L)
@@ -39,7 +52,7 @@ def forward_kernel(
 
     if HAS_WEIGHT:
         matrix = weight[0] if SHARED else pick(weight, layer, L)
-        projected = tl.zeros([M, N], tl.float32)
+        p = tl.zeros([M, N], tl.float32)
         for first in range(0, D_S, K):
             inner = first + tl.arange(0, K)
             x = tl.load(states + row * stride_s + inner[None, :], mask=there & (inner < D_S)[None, :], other=0.0)
@@ -48,58 +61,72 @@ def forward_kernel(
                 mask=(columns < D_T)[None, :] & (inner < D_S)[:, None], other=0.0,
             )  # fmt: skip
             x, w = for_product(rounded(x, dtype)), for_product(rounded(w, dtype))
-            projected = tl.dot(x, w, projected, input_precision=PRECISION)
+            p = tl.dot(x, w, p, input_precision=PRECISION)
         if HAS_BIAS:
             vector = bias[0] if SHARED else pick(bias, layer, L)
-            projected += tl.load(vector + columns, mask=columns < D_T, other=0.0).to(tl.float32)[None, :]
+            p += tl.load(vector + columns, mask=columns < D_T, other=0.0).to(tl.float32)[None, :]
+        p = tl.where(real, p, 0.0)
     else:
-        projected = tl.load(states + row * stride_s + columns[None, :], mask=real, other=0.0).to(tl.float32)
+        p = tl.load(states + row * stride_s + columns[None, :], mask=real, other=0.0).to(tl.float32)
+    t = tl.load(target + row * stride_t + columns[None, :], mask=real, other=0.0).to(tl.float32)
 
-    at = d_p + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :]
-    if PROJECT_ONLY:
-        store(at, projected, mask=real)
+    own = rows < num_tokens
+    plane = num_tokens.to(tl.int64) * L
+    sums = moments + layer.to(tl.int64) * num_tokens + rows
+    if KIND == MOMENTS:
+        sums += 3 * column_block * plane
+        tl.store(sums, tl.sum(p * p, axis=1), mask=own)
+        tl.store(sums + plane, tl.sum(t * t, axis=1), mask=own)
+        tl.store(sums + 2 * plane, tl.sum(p * t, axis=1), mask=own)
     else:
-        d = projected - tl.load(target + row * stride_t + columns[None, :], mask=real, other=0.0).to(tl.float32)
-        d = tl.where(real, d, 0.0)
-        tl.store(partial + program, tl.sum(d * d))
+        d = p - t
+        if KIND == SQUARED:
+            distance = tl.sum(d * d)
+        else:
+            pp, tt, pt = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
+            for _ in range(column_blocks):
+                pp += tl.load(sums, mask=own, other=0.0)
+                tt += tl.load(sums + plane, mask=own, other=0.0)
+                pt += tl.load(sums + 2 * plane, mask=own, other=0.0)
+                sums += 3 * plane
+            inverse, inverse_t = _inverse_length(pp), _inverse_length(tt)
+            cosine = pt * inverse * inverse_t
+            p, t = p * inverse[:, None], t * inverse_t[:, None]
+            d = (cosine[:, None] * p - t) * inverse[:, None]
+            if KIND == COSINE:
+                d *= 0.5
+                distance = tl.sum(tl.where(own & (column_block == 0), 1.0 - cosine, 0.0), axis=0)
+            else:
+                distance = tl.sum((p - t) * (p - t))
+        tl.store(partial + program, distance)
         if KEEP:
-            store(at, d, mask=real)
-
-
-@triton.jit
-def _direction(x):
-    """(x, 1 / lengths of its rows): rows ``(M, D)`` brought to length 1, rows of zeros left alone."""
-    length = tl.sqrt(tl.sum(x * x, axis=1))
-    inverse = 1.0 / tl.where(length > 0, length, 1.0)
-    return x * inverse[:, None], inverse
+            store(d_p + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :], d, mask=real)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def directions_kernel(
     h_s, h_t, d_p, partial, num_tokens, stride_s, stride_t,
-    L: tl.constexpr, HAS_WEIGHT: tl.constexpr, COSINE: tl.constexpr, KEEP: tl.constexpr,
+    KIND: tl.constexpr, L: tl.constexpr, KEEP: tl.constexpr,
     D_T: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: sums of distances of the directions of M rows; if KEEP d_p, in the place of p."""
+    """What `forward_kernel` makes of directions, of states without a projection, whole rows at a time."""
     program = tl.program_id(0)
     stride_s, stride_t = known(stride_s, A), known(stride_t, A)
     row_blocks = tl.cdiv(num_tokens, M)
     layer = program // row_blocks
     rows, columns = program % row_blocks * M + tl.arange(0, M), tl.arange(0, BLOCK_D)
     row, real = rows.to(tl.int64)[:, None], (rows < num_tokens)[:, None] & (columns < D_T)[None, :]
-    at = d_p + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :]
-    source = at if HAS_WEIGHT else pick(h_s, layer, L) + row * stride_s + columns[None, :]
-    p = tl.load(source, mask=real, other=0.0).to(tl.float32)
-    target = pick(h_t, layer, L) + row * stride_t + columns[None, :]
-    t = tl.load(target, mask=real, other=0.0).to(tl.float32)
-    p, inverse = _direction(p)
-    t, _ = _direction(t)
+    p = tl.load(pick(h_s, layer, L) + row * stride_s + columns[None, :], mask=real, other=0.0).to(tl.float32)
+    t = tl.load(pick(h_t, layer, L) + row * stride_t + columns[None, :], mask=real, other=0.0).to(tl.float32)
+    inverse = _inverse_length(tl.sum(p * p, axis=1))
+    p, t = p * inverse[:, None], t * _inverse_length(tl.sum(t * t, axis=1))[:, None]
     cosine = tl.sum(p * t, axis=1)
-    distance = 1.0 - cosine if COSINE else tl.sum((p - t) * (p - t), axis=1)
+    distance = 1.0 - cosine if KIND == COSINE else tl.sum((p - t) * (p - t), axis=1)
     tl.store(partial + program, tl.sum(tl.where(rows < num_tokens, distance, 0.0), axis=0))
     if KEEP:
         d = (cosine[:, None] * p - t) * inverse[:, None]
-        store(at, 0.5 * d if COSINE else d, mask=real)
+        at = d_p + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :]
+        store(at, 0.5 * d if KIND == COSINE else d, mask=real)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "coefficient"])
@@ -192,31 +219,33 @@ def forward(
     """The loss ``()``, a sum of distances over `entries`, and d_p ``(L, T, D_T)`` in `dtype` if `keep`."""
     (num_tokens, D_S), D_T, L = h_s[0].shape, h_t[0].shape[1], len(h_s)
     loss, coefficient = room(h_s[0], num_tokens == 0)
-    squared, nothing = distance == "squared", h_s[0].new_empty(0, dtype=dtype)
-    d_p = h_s[0].new_empty((L, num_tokens, D_T), dtype=dtype) if keep or (weight and not squared) else nothing
+    d_p = h_s[0].new_empty((L, num_tokens, D_T) if keep else 0, dtype=dtype)
     if num_tokens == 0:
-        return loss, d_p if keep else nothing
+        return loss, d_p
     h_s, h_t = _alike(h_s), _alike(h_t)
-    weight, bias = ([x.contiguous() for x in tensors] for tensors in (weight, bias))
-    states = (tuple(h_s), tuple(h_t))
-    layout = (num_tokens, h_s[0].stride(0), h_t[0].stride(0))
-    A = divisor(h_s[0].stride(0), h_t[0].stride(0))
-    common = {"L": L, "HAS_WEIGHT": bool(weight), "KEEP": keep, "D_T": D_T, "A": A}
-    programs = triton.cdiv(num_tokens, TILES["M"]) * triton.cdiv(D_T, TILES["N"]) * L
-    partial = loss.new_empty(programs)
-    if squared or weight:
-        forward_kernel[(programs,)](
-            *states, tuple(weight) or (h_s[0],), tuple(bias) or (h_s[0],), d_p, partial, *layout, **common,
-            SHARED=len(weight) < 2, HAS_BIAS=bool(bias), PROJECT_ONLY=not squared, D_S=D_S,
-            PRECISION=precision(dtype), **TILES,
-        )  # fmt: skip
-    if not squared:
+    states, layout = (tuple(h_s), tuple(h_t)), (num_tokens, h_s[0].stride(0), h_t[0].stride(0))
+    kind, strides = KINDS[distance], {"A": divisor(h_s[0].stride(0), h_t[0].stride(0))}
+    if distance == "squared" or weight:
+        projection = [tuple(x.contiguous() for x in tensors) or (h_s[0],) for tensors in (weight, bias)]
+        columns = triton.cdiv(D_T, TILES["N"])
+        programs = triton.cdiv(num_tokens, TILES["M"]) * columns * L
+        partial = loss.new_empty(programs)
+        moments = loss.new_empty((0 if distance == "squared" else columns, 3, L, num_tokens))
+        for step in (kind,) if distance == "squared" else (MOMENTS.value, kind):
+            forward_kernel[(programs,)](
+                *states, *projection, moments, d_p, partial, *layout, **strides, KIND=step, L=L,
+                SHARED=len(weight) < 2, HAS_WEIGHT=bool(weight), HAS_BIAS=bool(bias), KEEP=keep, D_S=D_S, D_T=D_T,
+                PRECISION=precision(dtype), **TILES,
+            )  # fmt: skip
+    else:
         rows = _rows(D_T)
         programs = triton.cdiv(num_tokens, rows["M"]) * L
         partial = loss.new_empty(programs)
-        directions_kernel[(programs,)](*states, d_p, partial, *layout, **common, COSINE=distance == "cosine", **rows)
+        directions_kernel[(programs,)](
+            *states, d_p, partial, *layout, **strides, KIND=kind, L=L, KEEP=keep, D_T=D_T, **rows
+        )
     finish(partial, loss, coefficient, entries)
-    return loss, d_p if keep else nothing
+    return loss, d_p
 
 
 def backward(
