@@ -180,7 +180,7 @@ def test_rows_that_begin_anywhere(op: str, dtype: torch.dtype, monkeypatch: pyte
 @pytest.mark.parametrize("op", ["score_mse", "prob_mse", "kl"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("length", [10, 30, 60])
-@pytest.mark.parametrize("d", [(26, 64), (64, 64), (26, 26)], ids=str)
+@pytest.mark.parametrize("d", [(26, 64), (64, 64)], ids=str)
 def test_short_sequences(
     op: str, dtype: torch.dtype, length: int, d: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -192,7 +192,7 @@ def is_whole(kernel: Any) -> bool:
     return bool(kernel.name == "whole_rows_kernel")
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("length", [100, 250, 500, 600])
 @pytest.mark.parametrize(("d", "layers"), [((26, 64), 4), ((48, 48), 1), ((64, 64), 1), ((64, 26), 1)], ids=str)
 def test_rows_are_whole_up_to_512_keys(
@@ -208,9 +208,9 @@ def test_rows_are_whole_up_to_512_keys(
     check(found[0], SM_90, tmp_path)
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("target", [SM_80, SM_100, GFX942], ids=lambda target: str(target.arch))
-@pytest.mark.parametrize("length", [60, 100, 250, 500])
+@pytest.mark.parametrize("length", [60, 500])
 def test_whole_rows_on_other_machines(
     length: int, dtype: torch.dtype, target: GPUTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -41,11 +41,11 @@ def forward_kernel(
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION_S: tl.constexpr, PRECISION_T: tl.constexpr, A_S: tl.constexpr, A_T: tl.constexpr,
 ):  # fmt: skip
-    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 4 or 5, L, H, T)``: tops, log-sums, delta.
+    """partial ``(programs,)``: the sum of the loss over M rows; stats ``(0, 4 or 5, L, H, T)``: tops, inverses, delta.
 
-    The scores' log-sum-exp, in powers of two, is ``top + log``, the largest score and the rest, which would be rounded
-    away beside a large one; student's before teacher's. Delta is the softmax's own part of the gradient,
-    ``sum_j P_s dL/dP_s``.
+    A probability is ``2^(score - top) inverse`` with the row's largest score and one over the sum of these powers;
+    student's before teacher's. As one number, the logarithm of the sum would be rounded away beside a large score.
+    Delta is the softmax's own part of the gradient, ``sum_j P_s dL/dP_s``.
     """
     program = tl.program_id(0)
     block, head, layer, start, length = map_of(program, cu_seqlens, num_tokens, blocks, L, H)
@@ -83,16 +83,17 @@ def forward_kernel(
 
     if LOSS != SCORE_MSE:
         full = columns_end > 0
-        log_s, log_t = tl.log2(tl.where(full, sum_s, 1.0)), tl.log2(tl.where(full, sum_t, 1.0))
+        sum_s, sum_t = tl.where(full, sum_s, 1.0), tl.where(full, sum_t, 1.0)
+        inverse_s, inverse_t = 1.0 / sum_s, 1.0 / sum_t
         at = stats + (layer * H + head).to(tl.int64) * num_tokens + start + rows
         plane = num_tokens.to(tl.int64) * (L * H)
         tl.store(at, top_s, mask=rows < length)
-        tl.store(at + plane, log_s, mask=rows < length)
+        tl.store(at + plane, inverse_s, mask=rows < length)
         tl.store(at + 2 * plane, top_t, mask=rows < length)
-        tl.store(at + 3 * plane, log_t, mask=rows < length)
+        tl.store(at + 3 * plane, inverse_t, mask=rows < length)
         if LOSS == KL:
-            loss = tl.where(full, loss / tl.where(full, sum_t, 1.0) - (top_t - top_s) - (log_t - log_s), 0.0)
-            loss *= LN2
+            loss = loss * inverse_t - (top_t - top_s) - tl.log2(tl.div_rn(sum_t, sum_s))
+            loss = LN2 * tl.where(full, loss, 0.0)
         else:
             delta = tl.zeros([M], tl.float32)
             for first in range(0, columns_end, N):
@@ -100,8 +101,8 @@ def forward_kernel(
                 s = scale_s * product(x_s, load_rows(other_s, stride_bs, columns, length, D_S, BLOCK_DS), PRECISION_S)
                 t = scale_t * product(x_t, load_rows(other_t, stride_bt, columns, length, D_T, BLOCK_DT), PRECISION_T)
                 visible = (columns < length)[None, :]
-                p_s = exp2_or_zero(s - top_s[:, None] - log_s[:, None], visible)
-                error = p_s - exp2_or_zero(t - top_t[:, None] - log_t[:, None], visible)
+                p_s = exp2_or_zero(s - top_s[:, None], visible) * inverse_s[:, None]
+                error = p_s - exp2_or_zero(t - top_t[:, None], visible) * inverse_t[:, None]
                 loss += tl.sum(error * error, axis=1)
                 delta += 2 * tl.sum(p_s * error, axis=1)
             tl.store(at + 4 * plane, delta, mask=rows < length)

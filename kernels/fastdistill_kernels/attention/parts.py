@@ -62,6 +62,6 @@ def exp2_or_zero(x, mask):
 
 @triton.jit
 def probability(scores, at, plane, known, mask):
-    """``2^(scores - top - log)`` with the top `at` a place and the log a plane further."""
-    top, log = tl.load(at, mask=known, other=0.0), tl.load(at + plane, mask=known, other=0.0)
-    return exp2_or_zero(scores - top - log, mask)
+    """``2^(scores - top) / sum`` with the top `at` a place and one over the sum a plane further."""
+    top, inverse = tl.load(at, mask=known, other=0.0), tl.load(at + plane, mask=known, other=0.0)
+    return exp2_or_zero(scores - top, mask) * inverse

@@ -82,8 +82,8 @@ def whole_rows_kernel(
     at = stats + (layer * H + head).to(tl.int64) * num_tokens + start + rows
     plane = num_tokens.to(tl.int64) * (L * H)
     tl.store(at, top_s, mask=real)
-    tl.store(at + plane, tl.log2(sum_s), mask=real)
+    tl.store(at + plane, inverse_s, mask=real)
     tl.store(at + 2 * plane, top_t, mask=real)
-    tl.store(at + 3 * plane, tl.log2(sum_t), mask=real)
+    tl.store(at + 3 * plane, inverse_t, mask=real)
     tl.store(at + 4 * plane, delta, mask=real)
     tl.store(partial + program, tl.sum(tl.where(real, loss, 0.0), axis=0))

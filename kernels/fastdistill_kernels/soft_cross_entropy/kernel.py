@@ -131,7 +131,9 @@ def loss_kernel(
         if HAS_LABELS:
             of_1 += tl.exp2(raw * LOG2E)
     sum_s, sum_t, sum_1 = tl.sum(of_s, axis=0), tl.sum(of_t, axis=0), tl.sum(of_1, axis=0)
-    soft = tl.sum(crosses, axis=0) / sum_t + tl.log2(sum_s / sum_t if KL else sum_s)  # a ratio near 1 keeps its digits
+    soft = tl.sum(crosses, axis=0) / sum_t + tl.log2(
+        tl.div_rn(sum_s, sum_t) if KL else sum_s
+    )  # a ratio near 1 keeps its digits
     hard = 0.0
     if HAS_LABELS:
         of_label = _load(student + label, True)
