@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -50,9 +50,6 @@ class Cached:
         folder: where caches lie; this one has a folder of its own there, named by what it was made from.
         live: the teacher; its weights below the head, its configuration and its dtype are part of the name.
         data: the text; its tokens are part of the name.
-
-    Raises:
-        ValueError: what lies in that folder was made by another teacher, or from another text.
     """
 
     def __init__(self, folder: Path, live: Live, data: Sequences) -> None:
@@ -66,13 +63,6 @@ class Cached:
         self.answers: dict[tuple[int, str], Tensor] = {}  # memory-mapped
         self.logits = self._logits_of(live.encoder.kind)
         self.scaling = math.nan
-        index = self.folder / "index.json"
-        found = index.read_text(errors="replace") if index.exists() else self.origin
-        if found != self.origin and "teacher" in found and "text" in found:  # otherwise it is torn, and written anew
-            raise ValueError(
-                f"{self.folder} holds what another teacher said, or of another text: it was made from {found}, "
-                f"this run has {self.origin}; delete it"
-            )
 
     def __call__(self, batch: Batch, taps: Taps) -> Captured:
         """What the teacher said of the batch, on the batch's device."""
@@ -244,13 +234,19 @@ def cached(
         say: takes the estimate, and what was verified.
 
     Raises:
-        ValueError: the files are another teacher's or text's, or differ from what the teacher says now.
+        ValueError: the files differ from what the teacher says now.
         OSError: the disk is or would be full, or the system has no more memory maps.
     """
     cache = Cached(folder, live, data)
     if cache.open(taps):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{cache.folder.name}.lock"):  # of several runs one asks, the others wait for it
+        lock = FileLock(folder / f".{cache.folder.name}.lock")
+        try:
+            holding = lock.acquire(timeout=1)
+        except Timeout:  # of several runs one asks, the others wait for it
+            say(f"teacher cache: waiting for another run that makes {cache.folder}")
+            holding = lock.acquire()
+        with holding:
             _fill(cache, live, taps, tokens_per_batch, epochs, say)
     if verify:
         rows = np.random.default_rng(0).choice(len(data), min(verify, len(data)), replace=False)

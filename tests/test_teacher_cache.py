@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -131,7 +131,7 @@ def test_a_damaged_shard_is_made_anew(harm: str, live: Live, tmp_path: Path) -> 
     assert torch.equal(load_file(path)[ANSWER], whole)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00", None])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00", '{"format": 2, "teacher": "a", "text": "b"}', None])
 def test_a_damaged_index_costs_nothing(content: str | None, live: Live, tmp_path: Path) -> None:
     cache = fill(tmp_path, live)
     index = cache.folder / "index.json"
@@ -173,11 +173,25 @@ def test_another_teacher_or_text_has_another_folder(live: Live, folder: Path, tm
     assert Cached(tmp_path, live, text()).folder == first.folder
 
 
-def test_a_foreign_folder_is_refused_with_both_fingerprints(live: Live, tmp_path: Path) -> None:
-    mine, foreign = fill(tmp_path, live), Cached(tmp_path, live, text(seed=1))
-    mine.folder.rename(foreign.folder)
-    with pytest.raises(ValueError, match=f"{re.escape(mine.origin)}.*{re.escape(foreign.origin)}; delete it"):
-        Cached(tmp_path, live, text(seed=1))
+def test_what_lies_in_a_foreign_folder_is_made_anew(live: Live, tmp_path: Path) -> None:
+    foreign, own = fill(tmp_path / "foreign", live, data=text(seed=1)), Cached(tmp_path, live, text())
+    foreign.folder.rename(own.folder)
+    assert [shard for shard, _ in own.open(TAPS)] == list(range(len(own.bounds) - 1))
+    fill(tmp_path, live, verify=60)
+
+
+def test_one_who_waits_for_another_run_is_told(live: Live, tmp_path: Path) -> None:
+    cache = Cached(tmp_path, live, text())
+    lock = FileLock(tmp_path / f".{cache.folder.name}.lock")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        lock.release()
+
+    lock.acquire()
+    cached(tmp_path, live, text(), TAPS, tokens_per_batch=64, epochs=3, verify=0, say=say)
+    assert said[0] == f"teacher cache: waiting for another run that makes {cache.folder}"
 
 
 def test_estimate_is_said_before_the_rest_is_made(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
