@@ -192,31 +192,37 @@ def is_whole(kernel: Any) -> bool:
     return bool(kernel.name == "whole_rows_kernel")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("length", [100, 250, 500, 600])
+@pytest.mark.parametrize(
+    ("dtype", "length", "whole"),
+    [(torch.bfloat16, n, n <= 512) for n in (60, 100, 250, 500, 600)]
+    + [(torch.float16, 500, True), (torch.float32, 60, True), (torch.float32, 100, False)],
+    ids=str,
+)
 @pytest.mark.parametrize(("d", "layers"), [((26, 64), 4), ((48, 48), 1), ((64, 64), 1), ((64, 26), 1)], ids=str)
-def test_rows_are_whole_up_to_512_keys(
+def test_whole_rows(
     dtype: torch.dtype,
     length: int,
+    whole: bool,
     d: tuple[int, int],
     layers: int,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     found = compiled(lambda: CALLS["prob_mse"](dtype, *d, layers, lengths=(length, 3)), SM_90, monkeypatch)
-    assert [is_whole(kernel) for kernel in found] == [length <= 512, False, False, False]
+    assert [is_whole(kernel) for kernel in found] == [whole, False, False, False]
     check(found[0], SM_90, tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "length"), [(torch.bfloat16, 60), (torch.bfloat16, 500), (torch.float32, 60)], ids=str
+)
 @pytest.mark.parametrize("target", [SM_80, SM_100, GFX942], ids=lambda target: str(target.arch))
-@pytest.mark.parametrize("length", [60, 500])
 def test_whole_rows_on_other_machines(
-    length: int, dtype: torch.dtype, target: GPUTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    dtype: torch.dtype, length: int, target: GPUTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for kernel in compiled(lambda: CALLS["prob_mse"](dtype, 26, 64, 1, lengths=(length, 3)), target, monkeypatch):
-        if is_whole(kernel):
-            check(kernel, target, tmp_path)
+    found = compiled(lambda: CALLS["prob_mse"](dtype, 26, 64, 1, lengths=(length, 3)), target, monkeypatch)
+    assert is_whole(found[0])
+    check(found[0], target, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)

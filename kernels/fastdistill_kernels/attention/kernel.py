@@ -196,7 +196,8 @@ class Tiled:
         if empty:
             return loss, stats, coefficient
         sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
-        whole = self.kind == PROB_MSE.value and max_seqlen <= 512 and max(like.shape[-1], a_t[0].shape[-1]) <= 64
+        widest, longest = max(like.shape[-1], a_t[0].shape[-1]), 64 if _single(like, a_t[0]) else 512
+        whole = self.kind == PROB_MSE.value and max_seqlen <= longest and widest <= 64
         tiles = (_whole_rows if whole else _tiles)(max_seqlen, like, a_t[0])
         blocks = triton.cdiv(max_seqlen, tiles["M"])
         partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
@@ -267,7 +268,7 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
     pads = [max(16, triton.next_power_of_2(x.shape[-1])) for x in (student, teacher)]
     if max(pads) > 256:
         raise ValueError(f"head size {max(student.shape[-1], teacher.shape[-1])}: at most 256 fit; use more heads")
-    single = max(student.dtype.itemsize, teacher.dtype.itemsize) > 2
+    single = _single(student, teacher)
     side = min(64, max(16, triton.next_power_of_2(max_seqlen)), (4096 if single else 8192) // max(pads))
     return {
         "BLOCK_DS": pads[0],
@@ -280,9 +281,14 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
 
 
 def _whole_rows(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
-    """Block sizes of `whole_rows_kernel` for up to 512 keys: as many rows as registers have room for."""
+    """Block sizes of `whole_rows_kernel`: as many rows as registers have room for.
+
+    Those of float32 are as many as in the gradient's tiles, where products then round alike; its last digits show.
+    """
     keys = max(16, triton.next_power_of_2(max_seqlen))
-    single = max(student.dtype.itemsize, teacher.dtype.itemsize) > 2
-    most = (64 if keys <= 64 else 16) if single else 16384 // keys
-    tiles = {"M": min(64, keys, most), "N": min(64, keys), "KEYS": keys}
-    return _tiles(max_seqlen, student, teacher) | tiles | {"num_warps": 8 if keys > 32 else 4, "num_stages": 1}
+    tiles = {"M": min(64, keys, 16384 // keys), "N": min(64, keys), "KEYS": keys, "num_stages": 1}
+    return _tiles(max_seqlen, student, teacher) | tiles | {"num_warps": 8 if keys > 32 else 4}
+
+
+def _single(student: Tensor, teacher: Tensor) -> bool:
+    return max(student.dtype.itemsize, teacher.dtype.itemsize) > 2

@@ -17,8 +17,7 @@ def _scores(
 ):  # fmt: skip
     """(tiles ``[M, N]`` of the scores of `rows`, `NOWHERE` past the `length`, and the largest of each row).
 
-    No product is made from key `end` on. Rows are loaded for each tile: three parts of float32 rows would fill the
-    registers while all tiles are made.
+    No product is made from key `end` on. Rows are loaded for each tile, lest they take registers from the scores.
     """
     tiles = ()
     top = tl.full([M], NOWHERE, tl.float32)
