@@ -214,11 +214,13 @@ def test_whole_rows(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "length"), [(torch.bfloat16, 60), (torch.bfloat16, 500), (torch.float32, 60)], ids=str
+    ("target", "dtype", "length"),
+    [(target, dtype, 60) for target in (SM_80, SM_100, GFX942) for dtype in (torch.bfloat16, torch.float32)]
+    + [(target, torch.bfloat16, 500) for target in (SM_80, SM_100)],
+    ids=lambda x: str(getattr(x, "arch", x)),
 )
-@pytest.mark.parametrize("target", [SM_80, SM_100, GFX942], ids=lambda target: str(target.arch))
 def test_whole_rows_on_other_machines(
-    dtype: torch.dtype, length: int, target: GPUTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    target: GPUTarget, dtype: torch.dtype, length: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = compiled(lambda: CALLS["prob_mse"](dtype, 26, 64, 1, lengths=(length, 3)), target, monkeypatch)
     assert is_whole(found[0])

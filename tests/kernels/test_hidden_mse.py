@@ -2,13 +2,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import eager
 import pytest
 import torch
 import torch.nn.functional as F
 from on_device import DEVICE, eye, full, ones, randn, tensor, zeros
-from parity import HALF_AND_SINGLE, assert_parity, each, in_double, loss_and_gradients, relative_rms
+from parity import (
+    HALF_AND_SINGLE,
+    assert_parity,
+    assert_within_twice_eager,
+    each,
+    in_double,
+    loss_and_gradients,
+    relative_rms,
+)
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -55,6 +65,21 @@ def test_directions_of_short_and_long_rows(spec: Spec, length: float, dtype: tor
     assert_parity(spec, inputs | {"h_s": each(inputs["h_s"], lambda x: length * x), "bias": length * inputs["bias"]})
 
 
+@pytest.mark.parametrize("apart", [1.0, 1e-1, 1e-2])
+@pytest.mark.parametrize("spec", [NORMALIZED, COSINE], ids=lambda spec: spec.name)
+def test_directions_that_are_nearly_equal(spec: Spec, apart: float) -> None:
+    """Without a projection; with one float32's gradient may err three times as much as eager's, the loss does not."""
+    x = randn(40, 312)
+    inputs = {"h_s": x, "h_t": 2 * x + apart * randn(40, 312)}
+    eye_and_zeros = {"weight": eye(312), "bias": zeros(312)}
+    truth = loss_and_gradients(spec.reference, in_double(inputs), ("h_s",))
+    in_eager = loss_and_gradients(partial(getattr(eager, spec.name), **eye_and_zeros), inputs, ("h_s",))
+    assert_within_twice_eager(loss_and_gradients(spec.op, inputs, ("h_s",)), in_eager, truth)
+    projected = loss_and_gradients(spec.op, inputs | eye_and_zeros, ("h_s",))
+    assert_within_twice_eager({"loss": projected["loss"]}, in_eager, {"loss": truth["loss"]})
+    assert relative_rms(projected["h_s"], truth["h_s"]) <= 5 * relative_rms(in_eager["h_s"], truth["h_s"])
+
+
 @both
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 def test_a_row_of_zeros_is_no_direction(function: Callable[..., Any], dtype: torch.dtype) -> None:
@@ -68,6 +93,17 @@ def test_a_row_of_zeros_is_no_direction(function: Callable[..., Any], dtype: tor
             torch.testing.assert_close(loss, tensor(1.0))
             torch.testing.assert_close(h_s.grad, torch.full_like(something, gradient))
             h_s.requires_grad_(False)
+
+
+@both
+def test_a_row_of_zeros_is_projected_to_no_direction(function: Callable[..., Any]) -> None:
+    """However many columns there are."""
+    h_s, h_t = tensor([[0.0, 0.0], [1.0, 2.0]]), ones(2, 200)
+    weight = randn(200, 2)
+    cosine = function(h_s, h_t, weight, distance="cosine")
+    expected = (1.0 + 1.0 - F.cosine_similarity(h_s[1] @ weight.T, h_t[1], dim=0)) / 2
+    torch.testing.assert_close(cosine, expected)
+    torch.testing.assert_close(function(h_s, zeros(2, 200), weight, distance="cosine"), tensor(1.0))
 
 
 @both

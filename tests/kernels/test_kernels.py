@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from launches import launchers_that_may_not_wait, without_kernels
 from on_device import DEVICE, KERNELS_RUN, empty, full, ones, rand, randint, randn, tensor, zeros
 from parity import GRAM, GRAM_BOUND, HALF_AND_SINGLE, TILED, assert_exact_within, loss_and_gradients
@@ -17,12 +19,27 @@ from torch import Tensor
 from fastdistill_kernels import soft_cross_entropy
 from fastdistill_kernels.device import INTERPRETED
 from fastdistill_kernels.hidden_mse.op import DISTANCES
+from fastdistill_kernels.shared.kernel import rounded_to_tf32
 from fastdistill_kernels.spec import Shape, Spec
 from fastdistill_kernels.specs import ATTENTION_SCORE_MSE, ATTENTION_SPECS, SOFT_CROSS_ENTROPY, SPECS
 
 pytestmark = pytest.mark.skipif(not KERNELS_RUN, reason="no GPU here, and kernels are not interpreted")
 
 RAGGED = Shape((1, 2, 5, 17, 33), heads=2, head_dim_s=26, head_dim_t=64, layers=2, classes=7)
+
+
+@triton.jit
+def rounding_kernel(x, out, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(out + at, rounded_to_tf32(tl.load(x + at)))
+
+
+def test_numbers_that_are_none_stay_so_when_rounded() -> None:
+    """A GPU's NaN has all bits set but the sign."""
+    x = tensor([0x7FFFFFFF, 0x7FC00000, -1, 0], dtype=torch.int32).view(torch.float32)
+    out = empty(4)
+    rounding_kernel[(1,)](x, out, N=4)
+    assert out.isnan().tolist() == [True, True, True, False]
 
 
 @contextmanager

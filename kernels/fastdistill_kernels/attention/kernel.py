@@ -196,8 +196,7 @@ class Tiled:
         if empty:
             return loss, stats, coefficient
         sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
-        widest, longest = max(like.shape[-1], a_t[0].shape[-1]), 64 if _single(like, a_t[0]) else 512
-        whole = self.kind == PROB_MSE.value and max_seqlen <= longest and widest <= 64
+        whole = self.kind == PROB_MSE.value and max_seqlen <= _longest_whole_rows(like, a_t[0])
         tiles = (_whole_rows if whole else _tiles)(max_seqlen, like, a_t[0])
         blocks = triton.cdiv(max_seqlen, tiles["M"])
         partial = like.new_empty(blocks * H * L * num_sequences, dtype=torch.float32)
@@ -276,18 +275,25 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
         "M": side,
         "N": max(16, side // 2) if single else side,
         "num_warps": 8 if side == 64 or (single and side == 32) else 4,
-        "num_stages": 1 if single and side == 64 else 2,
+        "num_stages": {64: 1, 16: 3}.get(side, 2) if single else 2,
     }
 
 
-def _whole_rows(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
-    """Block sizes of `whole_rows_kernel`: as many rows as registers have room for.
+def _longest_whole_rows(student: Tensor, teacher: Tensor) -> int:
+    """The keys for which registers have room; MI300 has less of it.
 
-    Those of float32 are as many as in the gradient's tiles, where products then round alike; its last digits show.
+    float32, whose last digits show, wants the gradient's tiles, of 64 rows, where products are rounded alike.
     """
+    if max(student.shape[-1], teacher.shape[-1]) > 64:
+        return 0
+    return 64 if _single(student, teacher) or torch.version.hip else 512
+
+
+def _whole_rows(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
+    """Block sizes of `whole_rows_kernel`."""
     keys = max(16, triton.next_power_of_2(max_seqlen))
-    tiles = {"M": min(64, keys, 16384 // keys), "N": min(64, keys), "KEYS": keys, "num_stages": 1}
-    return _tiles(max_seqlen, student, teacher) | tiles | {"num_warps": 8 if keys > 32 else 4}
+    tiles = _tiles(max_seqlen, student, teacher) | {"KEYS": keys, "num_stages": 1}
+    return tiles if _single(student, teacher) else tiles | {"M": min(64, keys, 16384 // keys)}
 
 
 def _single(student: Tensor, teacher: Tensor) -> bool:

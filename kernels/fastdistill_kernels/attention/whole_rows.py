@@ -65,17 +65,20 @@ def whole_rows_kernel(
     sum_s, sum_t = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
     weights_s, weights_t = (), ()
     for n in tl.static_range(KEYS // N):
-        w_s, w_t = tl.exp2(scores_s[n] - top_s[:, None]), tl.exp2(scores_t[n] - top_t[:, None])
-        sum_s, sum_t = sum_s + tl.sum(w_s, axis=1), sum_t + tl.sum(w_t, axis=1)
+        w_s, w_t = tl.zeros([M, N], tl.float32), tl.zeros([M, N], tl.float32)
+        if n * N < end:
+            w_s, w_t = tl.exp2(scores_s[n] - top_s[:, None]), tl.exp2(scores_t[n] - top_t[:, None])
+            sum_s, sum_t = sum_s + tl.sum(w_s, axis=1), sum_t + tl.sum(w_t, axis=1)
         weights_s, weights_t = weights_s + (w_s,), weights_t + (w_t,)
 
     loss, delta = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
-    inverse_s, inverse_t = 1.0 / sum_s, 1.0 / sum_t
+    inverse_s, inverse_t = 1.0 / tl.where(end > 0, sum_s, 1.0), 1.0 / tl.where(end > 0, sum_t, 1.0)
     for n in tl.static_range(KEYS // N):
-        p_s = weights_s[n] * inverse_s[:, None]
-        error = p_s - weights_t[n] * inverse_t[:, None]
-        loss += tl.sum(error * error, axis=1)
-        delta += 2 * tl.sum(p_s * error, axis=1)
+        if n * N < end:
+            p_s = weights_s[n] * inverse_s[:, None]
+            error = p_s - weights_t[n] * inverse_t[:, None]
+            loss += tl.sum(error * error, axis=1)
+            delta += 2 * tl.sum(p_s * error, axis=1)
 
     real = rows < length
     at = stats + (layer * H + head).to(tl.int64) * num_tokens + start + rows
@@ -85,4 +88,4 @@ def whole_rows_kernel(
     tl.store(at + 2 * plane, top_t, mask=real)
     tl.store(at + 3 * plane, inverse_t, mask=real)
     tl.store(at + 4 * plane, delta, mask=real)
-    tl.store(partial + program, tl.sum(tl.where(real, loss, 0.0), axis=0))
+    tl.store(partial + program, tl.sum(loss, axis=0))  # rows past the end have the same scores on both sides

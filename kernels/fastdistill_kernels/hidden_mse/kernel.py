@@ -16,13 +16,28 @@ from torch import Tensor
 from ..shared.kernel import divisor, finish, for_product, known, pick, precision, room, rounded, store
 
 SQUARED, NORMALIZED, COSINE, MOMENTS = (tl.constexpr(kind) for kind in range(4))
+SMALLEST = tl.constexpr(2.0**-126)  # number of float32 with all its digits
 KINDS = {"squared": SQUARED.value, "normalized": NORMALIZED.value, "cosine": COSINE.value}
 
 
 @triton.jit
 def _inverse_length(square):
-    """1 over the length of rows whose squares add up to `square`; rows of zeros are left alone."""
-    return 1.0 / tl.sqrt(tl.where(square > 0, square, 1.0))
+    """1 over the length of rows whose squares add up to `square`; rows of zeros are left alone.
+
+    So are those whose squares a GPU's square root takes for 0.
+    """
+    return 1.0 / tl.sqrt(tl.where(square >= SMALLEST, square, 1.0))
+
+
+@triton.jit
+def _distance(e, pp, tt, counted, COSINE: tl.constexpr):
+    """``()``: of differences of directions ``(M, N)`` |e|^2, or ``1 - p . t``, its half but for the rows of zeros.
+
+    These are counted where it is said, lest each block of columns does.
+    """
+    square = tl.sum(e * e)
+    zeros = (pp < SMALLEST).to(tl.float32) + (tt < SMALLEST).to(tl.float32)
+    return 0.5 * (square + tl.sum(tl.where(counted, zeros, 0.0), axis=0)) if COSINE else square
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -90,14 +105,10 @@ def forward_kernel(
                 pt += tl.load(sums + 2 * plane, mask=own, other=0.0)
                 sums += 3 * plane
             inverse, inverse_t = _inverse_length(pp), _inverse_length(tt)
-            cosine = pt * inverse * inverse_t
             p, t = p * inverse[:, None], t * inverse_t[:, None]
-            d = (cosine[:, None] * p - t) * inverse[:, None]
-            if KIND == COSINE:
-                d *= 0.5
-                distance = tl.sum(tl.where(own & (column_block == 0), 1.0 - cosine, 0.0), axis=0)
-            else:
-                distance = tl.sum((p - t) * (p - t))
+            distance = _distance(p - t, pp, tt, own & (column_block == 0), KIND == COSINE)
+            cosine = pt * inverse * inverse_t
+            d = (cosine[:, None] * p - t) * (0.5 * inverse if KIND == COSINE else inverse)[:, None]
         tl.store(partial + program, distance)
         if KEEP:
             store(d_p + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :], d, mask=real)
@@ -118,15 +129,15 @@ def directions_kernel(
     row, real = rows.to(tl.int64)[:, None], (rows < num_tokens)[:, None] & (columns < D_T)[None, :]
     p = tl.load(pick(h_s, layer, L) + row * stride_s + columns[None, :], mask=real, other=0.0).to(tl.float32)
     t = tl.load(pick(h_t, layer, L) + row * stride_t + columns[None, :], mask=real, other=0.0).to(tl.float32)
-    inverse = _inverse_length(tl.sum(p * p, axis=1))
-    p, t = p * inverse[:, None], t * _inverse_length(tl.sum(t * t, axis=1))[:, None]
-    cosine = tl.sum(p * t, axis=1)
-    distance = 1.0 - cosine if KIND == COSINE else tl.sum((p - t) * (p - t), axis=1)
-    tl.store(partial + program, tl.sum(tl.where(rows < num_tokens, distance, 0.0), axis=0))
+    pp, tt = tl.sum(p * p, axis=1), tl.sum(t * t, axis=1)
+    inverse = _inverse_length(pp)
+    p *= inverse[:, None]
+    e = p - t * _inverse_length(tt)[:, None]
+    tl.store(partial + program, _distance(e, pp, tt, rows < num_tokens, KIND == COSINE))
     if KEEP:
-        d = (cosine[:, None] * p - t) * inverse[:, None]
+        d = e - p * tl.sum(p * e, axis=1)[:, None]
         at = d_p + (layer.to(tl.int64) * num_tokens + row) * D_T + columns[None, :]
-        store(at, 0.5 * d if KIND == COSINE else d, mask=real)
+        store(at, d * (0.5 * inverse if KIND == COSINE else inverse)[:, None], mask=real)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "coefficient"])

@@ -40,7 +40,7 @@ def hidden_mse(
             sequence with one for each; None for equal sizes.
         distance: "squared"; or, of rows p of projected and t of teacher states, "normalized" for
             ``mean of |p / |p| - t / |t||^2`` and "cosine" for ``mean of 1 - cos(p, t)``, means over rows, for which a
-            row of zeros stays zero; in float32 so does one shorter than 1e-22, and one longer than 1e19 has no length.
+            row of zeros stays zero; in float32 so may one shorter than 1e-18, and one longer than 1e19 has no length.
         cu_seqlens, max_seqlen: the packed layout, ``(B + 1,)`` int32 and the length that all sequences are padded to;
             for "padded" only. Lengths that are not those of the states are refused on a CPU; a GPU, which would have
             to be waited for, notices only that they are too few.

@@ -39,8 +39,9 @@ def for_product(x):
 
 @triton.jit
 def rounded_to_tf32(x):
-    """`x` to the nearest of tf32's numbers; tensor cores would cut the bits off."""
-    return (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+    """`x` to the nearest of tf32's numbers; tensor cores would cut the bits off. Those of a NaN may all be set."""
+    nearest = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+    return tl.where(x == x, nearest, x)  # noqa: PLR0124
 
 
 @triton.jit
