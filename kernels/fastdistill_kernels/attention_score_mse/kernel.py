@@ -167,13 +167,14 @@ def forward(
     stretches = triton.cdiv(max_seqlen, STRETCH)
     whole = stretches == 1
     grams = sums if whole else loss.new_empty((2, maps * stretches, W, W))
-    C = min(64, W, 8192 // W)
+    tiles = _tiles(like, a_t[0], W)
+    C = tiles["C"]
     partial = loss.new_empty(maps * (W // C) if whole else maps)
     sides = [alike(x) for x in (a_s, b_s, a_t, b_t)]
     gram_kernel[(maps * stretches, W // C)](
         *(tuple(x) for x in sides), cu_seqlens, grams, sums, partial, num_tokens, stretches, scale_s, scale_t,
         *(x[0].stride(0) for x in sides), *(x[0].stride(1) for x in sides),
-        **sizes(*sides), BLOCK_DS=BLOCK_DS, W=W, C=C, STRETCH=STRETCH, WHOLE=whole, **_tokens(like, a_t[0], W),
+        **sizes(*sides), BLOCK_DS=BLOCK_DS, W=W, STRETCH=STRETCH, WHOLE=whole, **tiles,
     )  # fmt: skip
     if not whole:
         multiply_kernel[(maps,)](
@@ -228,7 +229,11 @@ def saved_shape(L: int, student: torch.Size, teacher: torch.Size, num_sequences:
     return (2, num_sequences * L * H, W, BLOCK_DS)
 
 
-def _tokens(student: Tensor, teacher: Tensor, W: int) -> dict[str, int]:
-    """How many tokens a product sums over at a time: registers suffice, and so do 64 KiB of shared memory."""
+def _tiles(student: Tensor, teacher: Tensor, W: int) -> dict[str, int]:
+    """How many tokens a product sums over at a time, and columns of it a program makes.
+
+    Registers suffice, and so do 64 KiB of shared memory and, where six products are one of float32, tensor memory.
+    """
     single = max(student.dtype.itemsize, teacher.dtype.itemsize) > 2
-    return {"M": 16 if single or W == WIDEST else 32, "num_warps": 8, "num_stages": 2}
+    columns = min(32 if single else 64, W, (4096 if single else 8192) // W)
+    return {"M": 16 if single or W == WIDEST else 32, "C": columns, "num_warps": 8, "num_stages": 2}
