@@ -15,21 +15,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.kernel import LN2, LOG2E, divisor, finish, pick, precision, room, rounded_to_tf32, store
-from .parts import (
+from ..attention_prob_mse.kernel import whole_rows_kernel
+from ..shared.kernel import (
     KL,
+    LN2,
+    LOG2E,
     NOWHERE,
     PROB_MSE,
     SCORE_MSE,
     all_known,
+    divisor,
     exp2_or_zero,
+    finish,
     load_rows,
     map_of,
+    pick,
+    precision,
     probability,
     product,
     rescale,
+    room,
+    rounded_to_tf32,
+    store,
 )
-from .whole_rows import whole_rows_kernel
 
 
 @triton.jit(do_not_specialize=["num_tokens", "blocks"])

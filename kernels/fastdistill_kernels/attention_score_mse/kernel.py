@@ -15,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.kernel import alike, divisor_of
-from ..attention.parts import all_known, map_of
-from ..shared.kernel import finish, for_product, known, pick, precision, room, store
+from ..shared.kernel import all_known, finish, for_product, known, map_of, pick, precision, room, store
 from .joined import WIDEST, columns_together, first_of_teacher
 
 EXACT = tl.constexpr(precision(torch.float32))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..shared.kernel import LOG2E, pick
-from .parts import NOWHERE, all_known, load_rows, map_of, product
+from ..shared.kernel import LOG2E, NOWHERE, all_known, load_rows, map_of, pick, product
 
 
 @triton.jit
