@@ -139,7 +139,8 @@ def test_scores_of_ten_thousand(spec: Spec, dtype: torch.dtype, seed: int, lengt
         for x in tensors(value):
             x.mul_(50.0)
     a_s, b_s = (tensors(inputs[name])[0][: lengths[0], 0].float() for name in spec.differentiable)
-    assert (a_s @ b_s.T).abs().max() * 32**-0.5 > 5e3
+    least = 1e4 if (seed, lengths) == (0, (33, 70)) else 5e3
+    assert (a_s @ b_s.T).abs().max() * 32**-0.5 > least
     assert_parity(spec, inputs)
 
 
