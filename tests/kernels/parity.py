@@ -5,9 +5,11 @@ Errors are relative RMS against the reference in float64, for the loss and for e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from statistics import geometric_mean
 from typing import Any
 
 import eager
@@ -90,9 +92,26 @@ def assert_exact_within(bound: float, spec: Spec, inputs: dict[str, Any]) -> Non
     assert all(error < bound for error in errors.values()), f"relative RMS errors {errors}, allowed {bound:.0e}"
 
 
-def assert_parity(spec: Spec, inputs: dict[str, Any]) -> None:
-    """Hold `spec.op` to the rule for these inputs."""
+def three_ways(spec: Spec, inputs: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The loss and gradients by `spec.op`, by eager PyTorch, and in truth."""
     actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
     in_eager = loss_and_gradients(getattr(eager, spec.name), inputs, spec.differentiable)
     truth = loss_and_gradients(spec.reference, in_double(inputs), spec.differentiable)
-    assert_within_twice_eager(actual, in_eager, truth)
+    return actual, in_eager, truth
+
+
+def assert_parity(spec: Spec, inputs: dict[str, Any]) -> None:
+    """Hold `spec.op` to the rule for these inputs."""
+    assert_within_twice_eager(*three_ways(spec, inputs))
+
+
+def assert_parity_of_many(spec: Spec, draws: Iterable[dict[str, Any]]) -> None:
+    """Hold `spec.op` to the rule in the geometric mean of several draws, where the error of one is chance."""
+    ratios = defaultdict(list)
+    for inputs in draws:
+        actual, in_eager, truth = three_ways(spec, inputs)
+        for name, value in truth.items():
+            mine, bar = (relative_rms(x[name], value) + LAST_BITS for x in (actual, in_eager))
+            ratios[name].append(mine / bar)
+    for name, found in ratios.items():
+        assert geometric_mean(found) <= 2, f"{name}: errors are {found} times those of eager"  # false for NaN too

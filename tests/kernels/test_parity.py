@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import eager
 import pytest
 import torch
 from on_device import DEVICE, tensor
@@ -13,10 +12,12 @@ from parity import (
     HALF_AND_SINGLE,
     LOSS_SCALE,
     assert_parity,
+    assert_parity_of_many,
     assert_within_twice_eager,
     in_double,
     loss_and_gradients,
     relative_rms,
+    three_ways,
 )
 from torch import Tensor
 
@@ -47,9 +48,7 @@ def test_op_errs_at_most_twice_as_much_as_eager(spec: Spec, dtype: torch.dtype) 
 @pytest.mark.parametrize("corrupt", [torch.zeros_like, torch.neg, lambda x: 1.02 * x], ids=["zero", "sign", "2%"])
 def test_rule_refuses_a_wrong_gradient(spec: Spec, dtype: torch.dtype, corrupt: Callable[[Tensor], Tensor]) -> None:
     inputs = spec.inputs(RAGGED, dtype, DEVICE)
-    in_eager = loss_and_gradients(getattr(eager, spec.name), inputs, spec.differentiable)
-    truth = loss_and_gradients(spec.reference, in_double(inputs), spec.differentiable)
-    actual = loss_and_gradients(spec.op, inputs, spec.differentiable)
+    actual, in_eager, truth = three_ways(spec, inputs)
     for name in spec.differentiable:
         with pytest.raises(AssertionError, match=name):
             assert_within_twice_eager({**actual, name: corrupt(actual[name])}, in_eager, truth)
@@ -127,21 +126,26 @@ def test_large_values_stay_finite(spec: Spec, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("spec", ATTENTION_SPECS, ids=lambda spec: spec.name)
-@pytest.mark.parametrize(("dtype", "seed"), [(torch.bfloat16, 0), *((torch.float32, n) for n in range(3))], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("lengths", [(33, 70), (60,)], ids=str)
-def test_scores_of_ten_thousand(spec: Spec, dtype: torch.dtype, seed: int, lengths: tuple[int, ...]) -> None:
+def test_scores_of_ten_thousand(spec: Spec, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
     """Where a softmax sees hardly more than one of them, and a number's last bit is a thousandth.
 
-    Passes must agree on which; float16 scores of eager's would leave their range.
+    Passes must agree on which. A gradient is then that of the few rows where two scores all but agree, and its error
+    their chance: eager's own formula, computed in another order, errs 0.04 to 9 times as much as eager. float16 scores
+    of eager's would leave their range.
     """
-    inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=32, head_dim_t=64), dtype, DEVICE, seed)
-    for value in inputs.values():
-        for x in tensors(value):
-            x.mul_(50.0)
-    a_s, b_s = (tensors(inputs[name])[0][: lengths[0], 0].float() for name in spec.differentiable)
-    least = 1e4 if (seed, lengths) == (0, (33, 70)) else 5e3
-    assert (a_s @ b_s.T).abs().max() * 32**-0.5 > least
-    assert_parity(spec, inputs)
+
+    def draw(seed: int) -> dict[str, Any]:
+        inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=32, head_dim_t=64), dtype, DEVICE, seed)
+        for value in inputs.values():
+            for x in tensors(value):
+                x.mul_(70.0)
+        a_s, b_s = (tensors(inputs[name])[0][: lengths[0], 0].float() for name in spec.differentiable)
+        assert (a_s @ b_s.T).abs().max() * 32**-0.5 > 1e4
+        return inputs
+
+    assert_parity_of_many(spec, map(draw, range(8)))
 
 
 @each_spec

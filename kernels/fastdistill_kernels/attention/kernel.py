@@ -23,13 +23,12 @@ from ..shared.kernel import (
     NOWHERE,
     PROB_MSE,
     SCORE_MSE,
-    all_known,
     divisor,
     exp2_or_zero,
     finish,
     load_rows,
     map_of,
-    pick,
+    operands,
     precision,
     probability,
     product,
@@ -57,15 +56,15 @@ def forward_kernel(
     """
     program = tl.program_id(0)
     block, head, layer, start, length = map_of(program, cu_seqlens, num_tokens, blocks, L, H)
-    stride_as, stride_bs, head_as, head_bs = all_known(stride_as, stride_bs, head_as, head_bs, A_S)
-    stride_at, stride_bt, head_at, head_bt = all_known(stride_at, stride_bt, head_at, head_bt, A_T)
+    own_s, other_s, stride_as, stride_bs = operands(
+        a_s, b_s, layer, head, start, stride_as, stride_bs, head_as, head_bs, L, A_S
+    )
+    own_t, other_t, stride_at, stride_bt = operands(
+        a_t, b_t, layer, head, start, stride_at, stride_bt, head_at, head_bt, L, A_T
+    )
     if LOSS != SCORE_MSE:
         scale_s, scale_t = scale_s * LOG2E, scale_t * LOG2E  # softmaxes in powers of two are cheaper
     rows = block * M + tl.arange(0, M)
-    own_s = pick(a_s, layer, L) + start * stride_as + head * head_as
-    own_t = pick(a_t, layer, L) + start * stride_at + head * head_at
-    other_s = pick(b_s, layer, L) + start * stride_bs + head * head_bs
-    other_t = pick(b_t, layer, L) + start * stride_bt + head * head_bt
     x_s = load_rows(own_s, stride_as, rows, length, D_S, BLOCK_DS)
     x_t = load_rows(own_t, stride_at, rows, length, D_T, BLOCK_DT)
     columns_end = tl.where(block * M < length, length, 0)  # an empty block walks nowhere, but writes its zeros
@@ -132,20 +131,16 @@ def gradient_kernel(
     With OWN_IS_A rows are queries; without, keys: the same map seen from its other side.
     """
     block, head, layer, start, length = map_of(tl.program_id(0), cu_seqlens, num_tokens, blocks, L, H)
-    stride_own_s, stride_other_s, head_own_s, head_other_s = all_known(
-        stride_own_s, stride_other_s, head_own_s, head_other_s, A_S
+    own_s, other_s, stride_own_s, stride_other_s = operands(
+        own_s, other_s, layer, head, start, stride_own_s, stride_other_s, head_own_s, head_other_s, L, A_S
     )
-    stride_own_t, stride_other_t, head_own_t, head_other_t = all_known(
-        stride_own_t, stride_other_t, head_own_t, head_other_t, A_T
+    own_t, other_t, stride_own_t, stride_other_t = operands(
+        own_t, other_t, layer, head, start, stride_own_t, stride_other_t, head_own_t, head_other_t, L, A_T
     )
     factor = tl.load(d_loss) * tl.load(coefficient) * scale_s
     if LOSS != SCORE_MSE:
         scale_s, scale_t = scale_s * LOG2E, scale_t * LOG2E
     rows = block * M + tl.arange(0, M)
-    own_s = pick(own_s, layer, L) + start * stride_own_s + head * head_own_s
-    own_t = pick(own_t, layer, L) + start * stride_own_t + head * head_own_t
-    other_s = pick(other_s, layer, L) + start * stride_other_s + head * head_other_s
-    other_t = pick(other_t, layer, L) + start * stride_other_t + head * head_other_t
     x_s = load_rows(own_s, stride_own_s, rows, length, D_S, BLOCK_DS)
     x_t = load_rows(own_t, stride_own_t, rows, length, D_T, BLOCK_DT)
     at = stats + (layer * H + head).to(tl.int64) * num_tokens + start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..shared.kernel import LOG2E, NOWHERE, all_known, load_rows, map_of, pick, product
+from ..shared.kernel import LOG2E, NOWHERE, load_rows, map_of, operands, product
 
 
 @triton.jit
@@ -44,14 +44,14 @@ def whole_rows_kernel(
     """What `forward_kernel` makes of PROB_MSE, of sequences of at most KEYS tokens, a multiple of N."""
     program = tl.program_id(0)
     block, head, layer, start, length = map_of(program, cu_seqlens, num_tokens, blocks, L, H)
-    stride_as, stride_bs, head_as, head_bs = all_known(stride_as, stride_bs, head_as, head_bs, A_S)
-    stride_at, stride_bt, head_at, head_bt = all_known(stride_at, stride_bt, head_at, head_bt, A_T)
+    own_s, other_s, stride_as, stride_bs = operands(
+        a_s, b_s, layer, head, start, stride_as, stride_bs, head_as, head_bs, L, A_S
+    )
+    own_t, other_t, stride_at, stride_bt = operands(
+        a_t, b_t, layer, head, start, stride_at, stride_bt, head_at, head_bt, L, A_T
+    )
     scale_s, scale_t = scale_s * LOG2E, scale_t * LOG2E
     rows = block * M + tl.arange(0, M)
-    own_s = pick(a_s, layer, L) + start * stride_as + head * head_as
-    own_t = pick(a_t, layer, L) + start * stride_at + head * head_at
-    other_s = pick(b_s, layer, L) + start * stride_bs + head * head_bs
-    other_t = pick(b_t, layer, L) + start * stride_bt + head * head_bt
     end = tl.where(block * M < length, length, 0)
 
     scores_s, top_s = _scores(

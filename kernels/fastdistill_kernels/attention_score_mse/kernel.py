@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.kernel import alike, divisor_of
-from ..shared.kernel import all_known, finish, for_product, known, map_of, pick, precision, room, store
+from ..shared.kernel import finish, for_product, known, map_of, operands, pick, precision, room, store
 from .joined import WIDEST, columns_together, first_of_teacher
 
 EXACT = tl.constexpr(precision(torch.float32))
@@ -54,12 +54,12 @@ def gram_kernel(
     """
     program, programs = tl.program_id(0), tl.num_programs(0).to(tl.int64)
     stretch, head, layer, start, length = map_of(program, cu_seqlens, num_tokens, stretches, L, H)
-    stride_as, stride_bs, head_as, head_bs = all_known(stride_as, stride_bs, head_as, head_bs, A_S)
-    stride_at, stride_bt, head_at, head_bt = all_known(stride_at, stride_bt, head_at, head_bt, A_T)
-    q_s = pick(a_s, layer, L) + start * stride_as + head * head_as
-    q_t = pick(a_t, layer, L) + start * stride_at + head * head_at
-    k_s = pick(b_s, layer, L) + start * stride_bs + head * head_bs
-    k_t = pick(b_t, layer, L) + start * stride_bt + head * head_bt
+    q_s, k_s, stride_as, stride_bs = operands(
+        a_s, b_s, layer, head, start, stride_as, stride_bs, head_as, head_bs, L, A_S
+    )
+    q_t, k_t, stride_at, stride_bt = operands(
+        a_t, b_t, layer, head, start, stride_at, stride_bt, head_at, head_bt, L, A_T
+    )
     end = tl.minimum(length, (stretch + 1) * STRETCH)
     rows, columns = tl.arange(0, W), tl.program_id(1) * C + tl.arange(0, C)
     xx, yy = tl.zeros([W, C], tl.float32), tl.zeros([W, C], tl.float32)

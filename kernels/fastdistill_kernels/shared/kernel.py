@@ -92,9 +92,14 @@ def map_of(program, cu_seqlens, num_tokens, blocks, L: tl.constexpr, H: tl.const
 
 
 @triton.jit
-def all_known(a, b, c, d, A: tl.constexpr):
-    """Four strides that A divides."""
-    return known(a, A), known(b, A), known(c, A), known(d, A)
+def operands(
+    a, b, layer, head, start, stride_a, stride_b, head_a, head_b, L: tl.constexpr, A: tl.constexpr,
+):  # fmt: skip
+    """Where the rows of a and b of one map begin, and how far apart they are; A divides all strides."""
+    stride_a, stride_b = known(stride_a, A), known(stride_b, A)
+    a = pick(a, layer, L) + start * stride_a + head * known(head_a, A)
+    b = pick(b, layer, L) + start * stride_b + head * known(head_b, A)
+    return a, b, stride_a, stride_b
 
 
 @triton.jit
