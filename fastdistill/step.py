@@ -182,8 +182,8 @@ class Step:
 
     @property
     def padded(self) -> bool:
-        """Whether sequences are filled up to the longest of a batch."""
-        return not self.student.packs
+        """Whether sequences are filled up to the longest of a batch, by the student or the teacher."""
+        return not self.student.packs or (isinstance(self.teacher, Live) and not self.teacher.packs)
 
     def pieces(self, batch: Batch) -> list[Batch]:
         """It, or pieces of it that memory has room for."""

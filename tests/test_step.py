@@ -188,12 +188,14 @@ def test_memory_that_lacks_for_the_estimate_itself_is_said_as_it_is(
     assert said == ["out of memory with 30 tokens at once: going on with 15"]
 
 
+@pytest.mark.parametrize("which", ["student", "teacher"])
 def test_room_is_made_for_what_a_padded_model_keeps_of_many_short_sequences(
-    world: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     """Here it keeps 10^9 bytes a place, and ten sequences of 72 tokens fill up to 15 tokens each."""
     ours, said = whole_step(world, ALL)
-    ours.student.packs = False
+    encoder = ours.student if which == "student" else ours.teacher.encoder
+    encoder.packs = False
     batch = collate(text(), np.arange(10))
     monkeypatch.setattr(step, "MEASURED", 40)
     monkeypatch.setattr(ours, "forward", lambda piece: piece)
