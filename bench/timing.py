@@ -191,11 +191,15 @@ def chosen_device(gpu: bool, cpu: bool) -> str:
 
 
 def device_name(device: str) -> str:
-    """What the machine calls its GPU or its processor."""
+    """What the machine calls its GPU or its processor, whose family tells apart what hypervisors call by one name."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    threads = torch.get_num_threads()
-    return f"{names[0] if names else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    facts: dict[str, str] = {}
+    for line in info.read_text().splitlines() if info.exists() else []:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    name, threads = facts.get("model name", platform.machine()), torch.get_num_threads()
+    if "cpu family" in facts:
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"

@@ -248,9 +248,10 @@ def test_several_stretches(
 
 
 @each_op
-def test_rounding(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lengths", [(130, 3), (60, 3)], ids=str)
+def test_rounding(op: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of fp32 numbers keep their digits, and scores are rounded before the largest is subtracted."""
-    for kernel in compiled(lambda: CALLS[op](torch.float32, 26, 64, 1), SM_90, monkeypatch):
+    for kernel in compiled(lambda: CALLS[op](torch.float32, 26, 64, 1, lengths), SM_90, monkeypatch):
         products = re.findall(r"tt\.dot .*", kernel.asm["ttir"])
         assert all("inputPrecision = bf16x6" in line for line in products)
         if op in ("prob_mse", "kl") and products:

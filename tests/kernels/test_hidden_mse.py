@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fastdistill_kernels import hidden_mse
+from fastdistill_kernels.device import runs_in_triton
 from fastdistill_kernels.hidden_mse.op import DISTANCES
 from fastdistill_kernels.hidden_mse.reference import hidden_mse as reference
 from fastdistill_kernels.hidden_mse.spec import COSINE, NORMALIZED, SPEC
@@ -78,6 +79,24 @@ def test_directions_that_are_nearly_equal(spec: Spec, apart: float) -> None:
     projected = loss_and_gradients(spec.op, inputs | eye_and_zeros, ("h_s",))
     assert_within_twice_eager({"loss": projected["loss"]}, in_eager, {"loss": truth["loss"]})
     assert relative_rms(projected["h_s"], truth["h_s"]) <= 5 * relative_rms(in_eager["h_s"], truth["h_s"])
+
+
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("spec", [NORMALIZED, COSINE], ids=lambda spec: spec.name)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_directions_of_the_shortest_and_longest_rows(spec: Spec, projected: bool) -> None:
+    """Squares must be numbers of float32: what is too short is a row of zeros on a GPU, what is too long NaN."""
+    x, t = F.normalize(randn(7, 48)), randn(7, 48)
+    more = {"weight": eye(48), "bias": None} if projected else {}
+    for length in (1e-17, 1e18):
+        inputs = {"h_s": length * x, "h_t": t} | more
+        actual = loss_and_gradients(spec.op, inputs, ("h_s",))
+        expected = loss_and_gradients(spec.reference, in_double(inputs), ("h_s",))
+        assert all(relative_rms(actual[name], value) < 1e-5 for name, value in expected.items())
+    for inputs in ({"h_s": 1e20 * x, "h_t": t}, {"h_s": x, "h_t": 1e20 * t}):
+        assert all(value.isnan().any() for value in loss_and_gradients(spec.op, inputs | more, ("h_s",)).values())
+    if runs_in_triton(x):
+        torch.testing.assert_close(spec.op(1e-20 * x, t, **more), tensor(1.0))
 
 
 @both
@@ -194,13 +213,26 @@ def test_states_of_any_stride(distance: str) -> None:
     """Of unlike strides in one call, and with elements that lie apart."""
     inputs = SPEC.inputs(SHAPE, device=DEVICE) | {"distance": distance}
     expected = loss_and_gradients(hidden_mse, inputs, SPEC.differentiable)
-    for ways in ((_first_half, torch.clone, _first_half), (_every_second,) * 3):
-        views = {name: tuple(way(x) for way, x in zip(ways, inputs[name], strict=True)) for name in ("h_s", "h_t")}
+    for ways_s, ways_t in (
+        ((_first_half, torch.clone, _first_half),) * 2,
+        ((_every_second,) * 3,) * 2,
+        ((torch.clone,) * 3, (_one_further,) * 3),
+        ((_one_further,) * 3, (torch.clone,) * 3),
+    ):
+        views = {
+            name: tuple(way(x) for way, x in zip(ways, inputs[name], strict=True))
+            for name, ways in (("h_s", ways_s), ("h_t", ways_t))
+        }
         torch.testing.assert_close(loss_and_gradients(hidden_mse, inputs | views, SPEC.differentiable), expected)
 
 
 def _first_half(x: Tensor) -> Tensor:
     return torch.cat([x, x + 1], dim=1)[:, : x.shape[1]]
+
+
+def _one_further(x: Tensor) -> Tensor:
+    """Rows an odd number of elements apart."""
+    return torch.cat([x[:, :1], x], dim=1)[:, 1:]
 
 
 def _every_second(x: Tensor) -> Tensor:

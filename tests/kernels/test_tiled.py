@@ -39,9 +39,10 @@ def test_order_of_sequences_does_not_matter(spec: Spec) -> None:
 
 @each_spec
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-def test_rows_of_several_blocks(spec: Spec, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("lengths", [(129, 3, 200), (300,)], ids=str)
+def test_rows_of_several_blocks(spec: Spec, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
     """Rows that no tile holds whole."""
-    assert_parity(spec, spec.inputs(Shape((129, 3, 200), heads=1, head_dim_s=26, head_dim_t=64), dtype, DEVICE))
+    assert_parity(spec, spec.inputs(Shape(lengths, heads=1, head_dim_s=26, head_dim_t=64), dtype, DEVICE))
 
 
 def transposed(x: Tensor) -> Tensor:
@@ -52,16 +53,26 @@ def spread(x: Tensor) -> Tensor:
     return torch.stack([x, x + 1], dim=-1)[..., 0]
 
 
+def one_further(x: Tensor) -> Tensor:
+    """Heads and tokens an odd number of elements apart."""
+    return torch.cat([x[..., :1], x], dim=-1)[..., 1:]
+
+
 @each_algorithm
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 def test_views_of_any_stride(spec: Spec, dtype: torch.dtype) -> None:
-    """q and k as slices of one (T, 3, heads, d) tensor, as (heads, T, d) seen through a transpose, or one of each."""
-
+    """q and k as slices of one (T, 3, heads, d) tensor, as (heads, T, d) seen through a transpose, or one of each; and
+    one of them in rows that begin at odd places."""
     inputs = spec.inputs(RAGGED, dtype, DEVICE)
     expected = loss_and_gradients(spec.op, inputs, spec.differentiable)
-    for ways in ((sliced, sliced, transposed, transposed), (sliced, transposed, transposed, sliced)):
+    for ways in (
+        (sliced, sliced, transposed, transposed),
+        (sliced, transposed, transposed, sliced),
+        (torch.clone, one_further, torch.clone, one_further),
+        (one_further, torch.clone, one_further, torch.clone),
+    ):
         views = inputs | {name: way(inputs[name]) for name, way in zip(inputs, ways, strict=False)}
-        assert not any(x.is_contiguous() for x in operands(views))
+        assert not all(x.is_contiguous() for x in operands(views))
         torch.testing.assert_close(loss_and_gradients(spec.op, views, spec.differentiable), expected)
         assert_parity(spec, views)
 
@@ -156,6 +167,20 @@ def test_scores_as_large_as_they_may_be_are_above_an_idle_keys(spec: Spec) -> No
     assert expected["loss"] > 0
     for name, value in expected.items():
         assert relative_rms(actual[name], value.double()) < 1e-5, name
+
+
+@pytest.mark.parametrize("spec", [ATTENTION_PROB_MSE, ATTENTION_KL], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("lengths", [(16, 3), (20,), (20, 20, 3), (70, 33)], ids=str)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_key_of_a_row_can_be_seen(spec: Spec, side: str, lengths: tuple[int, ...]) -> None:
+    """Its scores are all -inf, and its probabilities none, whatever places lie behind its sequence."""
+    inputs = spec.inputs(Shape(lengths, heads=2, head_dim_s=8, head_dim_t=8), device=DEVICE)
+    a, b = operands(inputs)[:2] if side == "student" else operands(inputs)[2:]
+    b[..., 0] = 1.0
+    a[3, 0, 0] = -torch.inf
+    for name, value in loss_and_gradients(spec.op, inputs, spec.differentiable).items():
+        assert not value.isfinite().all(), name
 
 
 @cpu_path

@@ -158,13 +158,13 @@ def gradient_kernel(
         else:
             real = (rows < length)[:, None] & (columns < length)[None, :]
             queries = rows[:, None] if OWN_IS_A else columns[None, :]
-            known = queries < length
-            p_s = probability(s, at + queries, plane, known, real)
-            p_t = probability(t, at + 2 * plane + queries, plane, known, real)
+            there = queries < length
+            p_s = probability(s, at + queries, plane, there, real)
+            p_t = probability(t, at + 2 * plane + queries, plane, there, real)
             if LOSS == KL:
                 g = factor * (p_s - p_t)
             else:
-                g = factor * p_s * (2 * (p_s - p_t) - tl.load(at + 4 * plane + queries, mask=known, other=0.0))
+                g = factor * p_s * (2 * (p_s - p_t) - tl.load(at + 4 * plane + queries, mask=there, other=0.0))
         if y_s.dtype == tl.float16:  # gradients leave its range; tf32 holds its values exactly
             total += tl.dot(rounded_to_tf32(g), y_s.to(tl.float32), input_precision="tf32")
         else:

@@ -7,6 +7,7 @@ the same scores on both sides, and adds nothing to a loss that is 0 for equal ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .blocks import Block, dense, scatter
 
-IDLE = -1e38  # the score of an idle key, which no softmax sees; finite when the largest of a row is taken off
+IDLE = -1e38  # the score of an idle key, which no softmax sees; finite, as the logarithm of its probability must be
 TILE_ELEMENTS = 1 << 18
 """Most scores alive at once per side (one row at least): 1 MiB of float32, so that a tile stays in a core's cache."""
 
@@ -54,12 +55,13 @@ def by_tiles(tile: Tile) -> MapsLoss:
         *operands, real = block
         a_s, b_s, a_t, b_t = in_single(*operands)
         loss, da_s, db_s = a_s.new_zeros(()), torch.zeros_like(a_s), torch.zeros_like(b_s)
+        idle = -math.inf if real is not None and _may_be_infinite(a_s, b_s, a_t, b_t) else IDLE
         for maps, rows in tiles(len(a_s), a_s.shape[1]):
             scores_s = _scores(a_s[maps, rows], b_s[maps], scale_s)
             scores_t = _scores(a_t[maps, rows], b_t[maps], scale_t)
             if real is not None:
                 for scores in (scores_s, scores_t):
-                    scores.masked_fill_(~real[maps], IDLE)
+                    scores.masked_fill_(~real[maps], idle)
             tile_loss, d_scores = tile(scores_s, scores_t, with_grads)
             loss += tile_loss
             if with_grads:
@@ -127,6 +129,11 @@ def tiles(num_maps: int, n: int) -> Iterator[tuple[slice, slice]]:
     for m in range(0, num_maps, maps_per_tile):
         for i in range(0, n, rows_per_tile):
             yield slice(m, m + maps_per_tile), slice(i, i + rows_per_tile)
+
+
+def _may_be_infinite(*operands: Tensor) -> bool:
+    """Whether scores may be -inf, beside which a finite score of an idle key would have all of a softmax."""
+    return not all(bool(x.sum().isfinite()) for x in operands)
 
 
 def _scores(a: Tensor, b: Tensor, scale: float) -> Tensor:

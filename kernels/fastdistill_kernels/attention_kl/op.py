@@ -34,9 +34,9 @@ def attention_kl(
             or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         a_t, b_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences, rising from 0 to T. Others are refused on a
-            CPU, and make all results NaN on a GPU, where less than T is allowed at the end: a batch filled up.
+            CPU, and make the loss NaN on a GPU, where less than T is allowed at the end: a batch filled up.
         max_seqlen: the longest length; for "padded" the length that all are padded to, which may be more. Too short
-            a one is refused on a CPU, and makes all results NaN on a GPU, which would have to be waited for.
+            a one is refused on a CPU, and makes the loss NaN on a GPU, which would have to be waited for.
         num_relation_heads: re-split both sides into this many heads, ``(T, R, heads * d / R)``; head counts may then
             differ. Default: compare head by head.
         temperature: divides the scores of both sides; the loss is not multiplied by its square.

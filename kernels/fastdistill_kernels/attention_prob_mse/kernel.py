@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..shared.kernel import LOG2E, NOWHERE, load_rows, map_of, operands, product
+from ..shared.kernel import LOG2E, load_rows, map_of, operands, product
 
 
 @triton.jit
@@ -14,19 +14,19 @@ def _scores(
     D: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(tiles ``[M, N]`` of the scores of `rows`, `NOWHERE` past the `length`, and the largest of each row).
+    """(tiles ``[M, N]`` of the scores of `rows`, -inf past the `length`, and the largest of each row).
 
     No product is made from key `end` on. Rows are loaded for each tile, lest they take registers from the scores.
     """
     tiles = ()
-    top = tl.full([M], NOWHERE, tl.float32)
+    top = tl.full([M], float("-inf"), tl.float32)
     for n in tl.static_range(KEYS // N):
-        scores = tl.full([M, N], NOWHERE, tl.float32)
+        scores = tl.full([M, N], float("-inf"), tl.float32)
         if n * N < end:
             columns = n * N + tl.arange(0, N)
             x = load_rows(own, stride_own, rows, length, D, BLOCK_D)
             y = load_rows(other, stride_other, columns, length, D, BLOCK_D)
-            scores = tl.where((columns < length)[None, :], scale * product(x, y, PRECISION), NOWHERE)
+            scores = tl.where((columns < length)[None, :], scale * product(x, y, PRECISION), float("-inf"))
             top = tl.maximum(top, tl.max(scores, axis=1))
         tiles = tiles + (scores,)
     return tiles, top
@@ -71,6 +71,7 @@ def whole_rows_kernel(
         weights_s, weights_t = weights_s + (w_s,), weights_t + (w_t,)
 
     loss, delta = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
+    # of an empty block nothing is kept, but the interpreter minds a division by 0
     inverse_s, inverse_t = 1.0 / tl.where(end > 0, sum_s, 1.0), 1.0 / tl.where(end > 0, sum_t, 1.0)
     for n in tl.static_range(KEYS // N):
         if n * N < end:

@@ -35,9 +35,9 @@ def attention_score_mse(
             or a sequence of such tensors, one per layer, all alike: the result is the sum of the layers' losses.
         q_t, k_t: teacher, ``(T, heads, d_t)``; a constant, it never receives gradients.
         cu_seqlens: ``(B + 1,)`` int32, cumulative lengths of the sequences, rising from 0 to T. Others are refused on a
-            CPU, and make all results NaN on a GPU, where less than T is allowed at the end: a batch filled up.
+            CPU, and make the loss NaN on a GPU, where less than T is allowed at the end: a batch filled up.
         max_seqlen: the longest length; for "padded" the length that all are padded to, which may be more. Too short
-            a one is refused on a CPU, and makes all results NaN on a GPU, which would have to be waited for.
+            a one is refused on a CPU, and makes the loss NaN on a GPU, which would have to be waited for.
         scale_s, scale_t: factor of the scores; default ``1 / sqrt(head_dim)`` of its side.
         normalize: "tokens" divides by the real entries, ``heads * sum n_b^2``; "padded" by
             ``heads * B * max_seqlen^2``, a mean over padded maps with masked rows and columns at 0. TinyBERT's code

@@ -22,11 +22,12 @@ KINDS = {"squared": SQUARED.value, "normalized": NORMALIZED.value, "cosine": COS
 
 @triton.jit
 def _inverse_length(square):
-    """1 over the length of rows whose squares add up to `square`; rows of zeros are left alone.
+    """1 over the length of rows whose squares add up to `square`; NaN where these have left float32.
 
-    So are those whose squares a GPU's square root takes for 0.
+    Rows of zeros are left alone, and so are those whose squares a GPU's square root takes for 0.
     """
-    return 1.0 / tl.sqrt(tl.where(square >= SMALLEST, square, 1.0))
+    inverse = 1.0 / tl.sqrt(tl.where(square < SMALLEST, 1.0, square))
+    return tl.where(square < float("inf"), inverse, float("nan"))
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,9 @@ def hidden_mse(
 ) -> Tensor:
     """Mean distance of projected student states and teacher states.
 
-    ``mean of (h_s W^T + b - h_t)^2``, or a distance of directions. The projection runs in the dtype of `h_s`, or in
-    autocast's; its result is compared and summed in float32.
+    ``mean of (h_s W^T + b - h_t)^2``, or a distance of directions. The projection multiplies in the dtype of `h_s`, or
+    in autocast's. On a CPU its result is rounded to that; Triton's is not (and is made in float32 for directions of
+    float16), so that what overflows float16 here is finite there. It is compared and summed in float32.
 
     Args:
         h_s: student states, ``(T, D_s)``; or a sequence of such tensors, one per layer, all alike: the result is the
@@ -40,7 +42,7 @@ def hidden_mse(
             sequence with one for each; None for equal sizes.
         distance: "squared"; or, of rows p of projected and t of teacher states, "normalized" for
             ``mean of |p / |p| - t / |t||^2`` and "cosine" for ``mean of 1 - cos(p, t)``, means over rows, for which a
-            row of zeros stays zero; in float32 so may one shorter than 1e-18, and one longer than 1e19 has no length.
+            row of zeros stays zero; in float32 so may one shorter than 1e-18, and one longer than 1e19 is NaN.
         cu_seqlens, max_seqlen: the packed layout, ``(B + 1,)`` int32 and the length that all sequences are padded to;
             for "padded" only. Lengths that are not those of the states are refused on a CPU; a GPU, which would have
             to be waited for, notices only that they are too few.
@@ -101,9 +103,14 @@ def _sum_of_distances(p: Tensor, t: Tensor, distance: str) -> Tensor:
     p, t = p.to(dtype), t.to(dtype)
     if distance == "squared":
         return F.mse_loss(p, t, reduction="sum")
-    length_p, length_t = (x.norm(dim=-1, keepdim=True) for x in (p, t))
-    p, t = (x / torch.where(n > 0, n, 1.0) for x, n in ((p, length_p), (t, length_t)))
+    p, t = _direction(p), _direction(t)
     return (p - t).square().sum() if distance == "normalized" else (1 - (p * t).sum(-1)).sum()
+
+
+def _direction(x: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros stays zero, one whose squares overflow is NaN."""
+    length = x.norm(dim=-1, keepdim=True)
+    return x / torch.where(length > 0, length, 1.0).masked_fill(length == math.inf, math.nan)
 
 
 @torch.library.custom_op("fastdistill::hidden_mse", mutates_args=())

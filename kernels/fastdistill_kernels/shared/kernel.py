@@ -41,9 +41,9 @@ def for_product(x):
 
 @triton.jit
 def rounded_to_tf32(x):
-    """`x` to the nearest of tf32's numbers; tensor cores would cut the bits off. Those of a NaN may all be set."""
+    """`x` to the nearest of tf32's numbers, where tensor cores would cut the bits off; inf and NaN as they are."""
     nearest = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
-    return tl.where(x == x, nearest, x)  # noqa: PLR0124
+    return tl.where(tl.abs(x) < float("inf"), nearest, x)
 
 
 @triton.jit
@@ -116,9 +116,9 @@ def exp2_or_zero(x, mask):
 
 
 @triton.jit
-def probability(scores, at, plane, known, mask):
+def probability(scores, at, plane, there, mask):
     """``2^(scores - top) / sum`` with the top `at` a place and one over the sum a plane further."""
-    top, inverse = tl.load(at, mask=known, other=0.0), tl.load(at + plane, mask=known, other=0.0)
+    top, inverse = tl.load(at, mask=there, other=0.0), tl.load(at + plane, mask=there, other=0.0)
     return exp2_or_zero(scores - top, mask) * inverse
 
 
