@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -113,8 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         options.teacher, options.student, "wiki", options.length, True, options.batch_size, data=options.data
     )
     names = loops.chosen(options.loops, work)
-    if not options.limit_gib > 0:
-        sys.exit(f"error: --limit_gib {options.limit_gib}: must be more than 0")
+    if not 0 < options.limit_gib < math.inf:
+        sys.exit(f"error: --limit_gib {options.limit_gib}: must be more than 0, and finite")
     for last, first in (("most", "batch_size"), ("longest", "length")):
         if getattr(options, last) < getattr(options, first):
             least = f"--{first} {getattr(options, first)}"

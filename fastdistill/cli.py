@@ -250,6 +250,7 @@ def _program() -> str:
 def _errors_in_one_line(afterwards: str) -> Iterator[None]:
     """Bad input ends the process with a line on stderr; so does an interruption, and `afterwards` says what then."""
     from fastdistill import ranks
+    from fastdistill.machine import lacks_memory
 
     logging.captureWarnings(True)
     try:
@@ -259,6 +260,11 @@ def _errors_in_one_line(afterwards: str) -> Iterator[None]:
             raise  # a mistake of ours, not of the input: its traceback is wanted
         if not isinstance(error.__cause__, ranks.ToldError):
             print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        print(f"error: out of memory ({error}): lower tokens_per_batch or max_length", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if ranks.rank() == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from fastdistill.data.gold import Gold
 from fastdistill.data.packing import NO_LABEL, Sequences, in_order
 from fastdistill.data.spans import choose_answers
+from fastdistill.machine import halving
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.pretrained import PreTrainedModel
@@ -94,8 +96,15 @@ def _tags(found: list[np.ndarray], gold: Gold) -> list[list[str]]:
     return rows
 
 
-@torch.no_grad()
 def _outputs(encoder: Encoder, data: Sequences, device: torch.device, *, features: bool) -> list[np.ndarray]:
+    """What `_outputs_of` finds, in smaller batches where memory lacks."""
+    return halving(partial(_outputs_of, encoder, data, device, features), EVALUATION_TOKENS, int(data.lengths.max()))
+
+
+@torch.no_grad()
+def _outputs_of(
+    encoder: Encoder, data: Sequences, device: torch.device, features: bool, tokens_per_batch: int
+) -> list[np.ndarray]:
     """For every sequence, in the order of the data, its logits or last states: one row, or one for each token that the
     head is over."""
     last = encoder.num_hidden_layers
@@ -103,7 +112,7 @@ def _outputs(encoder: Encoder, data: Sequences, device: torch.device, *, feature
     over_tokens = data.token_labels is not None or (encoder.kind == "span" and not features)
     found: list[np.ndarray] = [np.empty(0)] * len(data)
     with encoder.evaluating():
-        for batch in in_order(data, tokens_per_batch=EVALUATION_TOKENS):
+        for batch in in_order(data, tokens_per_batch):
             batch = batch.to(device)
             captured = encoder(batch, taps)
             out = captured.logits

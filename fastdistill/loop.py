@@ -136,7 +136,7 @@ def train(
     step.make_room(loader.largest(step.padded))
     if progress.step == 0:
         _, first = next(loader.batches())
-        guard = partial(check_alive, lambda: step.forward(step.pieces(first)[0])[1], student)
+        guard = partial(check_alive, lambda: step.forward(step.sample(first))[1], student)
         ranks.agree(partial(step.with_room, [first], guard))
 
     if runtime.cuda_graphs and not step.lacks_room_for_graphs:

@@ -8,6 +8,7 @@ import re
 import resource
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ LACKING = re.compile(
 )
 PROCESS = Path("/proc/self")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+T = TypeVar("T")
 
 
 def lacks_memory(error: BaseException | None) -> bool:
@@ -35,6 +37,19 @@ def lacks_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ if error.__suppress_context__ else error.__context__
     return False
+
+
+def halving(work: Callable[[int], T], most: int, least: int) -> T:
+    """What `work(most)` returns; where memory lacks, of half as much, and so on down to `least`."""
+    while True:
+        try:
+            return work(most)
+        except (RuntimeError, MemoryError) as error:
+            if most <= least or not lacks_memory(error):
+                raise
+        most = max(most // 2, least)  # out here, where nothing holds on to the tensors of the failed attempt
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> float:

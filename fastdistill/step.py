@@ -165,7 +165,11 @@ class Step:
         def measure() -> float:
             pieces = batch.split(min(MEASURED, self.most_tokens), self.padded)
             longest = max(pieces, key=lambda piece: int(piece.num_pairs))
-            return bytes_kept(partial(self.forward, longest), self.parameters) / longest.num_places(self.padded)
+            forward, places = partial(self.forward, longest), longest.num_places(self.padded)
+            if not self.recomputes:
+                return bytes_kept(forward, self.parameters) / places
+            with self.student.keeping_a_layer():  # as the backward pass does, beside what goes into every layer
+                return bytes_kept(forward, self.parameters) / places + self.student.bytes_between_layers
 
         while True:
             kept = self.with_room(batch.split(MEASURED, self.padded), measure)
@@ -184,6 +188,10 @@ class Step:
     def padded(self) -> bool:
         """Whether sequences are filled up to the longest of a batch, by the student or the teacher."""
         return not self.student.packs or (isinstance(self.teacher, Live) and not self.teacher.packs)
+
+    def sample(self, batch: Batch) -> Batch:
+        """The piece of a batch with most tokens to predict, of which a piece may have none."""
+        return max(self.pieces(batch), key=lambda piece: 0 if piece.labelled is None else len(piece.labelled))
 
     def pieces(self, batch: Batch) -> list[Batch]:
         """It, or pieces of it that memory has room for."""

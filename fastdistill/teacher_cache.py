@@ -26,11 +26,12 @@ from torch import Tensor
 from fastdistill.batch import Batch
 from fastdistill.checkpoint import publish_file, sweep
 from fastdistill.data.packing import NO_LABEL, Sequences, collate, in_order, places
+from fastdistill.machine import halving
 from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import HeadKind
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TOKENS_PER_SHARD = 1 << 14  # at least
 MOST_SHARDS = 1000  # each is mapped, once for each tap, of which there are some 40, and Linux allows 65,000 maps
 KINDS = ("hidden", "q", "k", "v")
@@ -63,6 +64,7 @@ class Cached:
         self.answers: dict[tuple[int, str], Tensor] = {}  # memory-mapped
         self.logits = self._logits_of(live.encoder.kind)
         self.scaling = math.nan
+        self.foreign: set[str] = set()  # origins of what lies in the folder and does not belong there
 
     def __call__(self, batch: Batch, taps: Taps) -> Captured:
         """What the teacher said of the batch, on the batch's device."""
@@ -98,10 +100,14 @@ class Cached:
             sweep(self.folder)
             publish_file(self.folder / "index.json", lambda path: path.write_text(self.origin))
             for shard, names in lacking:
-                answers = self._ask(live, shard, names, tokens_per_batch)
+                answers = halving(partial(self._ask, live, shard, names), tokens_per_batch, self.data.lengths.max())
                 self._path(shard, "").parent.mkdir(exist_ok=True)
                 for name, answer in answers.items():
-                    about = {"origin": self._origin(name), "scaling": repr(self.scaling), "sum": checksum(answer)}
+                    about = {
+                        "origin": self._origin(name),
+                        "scaling": repr(self.scaling),
+                        "sum": checksum(answer, self.scaling),
+                    }
                     to = self._path(shard, name)
                     publish_file(to, partial(save_file, {ANSWER: answer}, metadata=about))
                     written.append(to)
@@ -189,7 +195,10 @@ class Cached:
             return False
         except RuntimeError as error:  # as torch says it where there are no more maps
             raise OSError(f"{self._path(shard, name)} cannot be mapped: {error}") from error
-        if about.get("origin") != self._origin(name) or about.get("sum") != checksum(answer) or len(answer) != rows:
+        if (origin := about.get("origin", "")) != self._origin(name):
+            self.foreign.add(origin)
+            return False
+        if about.get("sum") != checksum(answer, scaling) or len(answer) != rows:
             return False
         self.scaling = scaling
         self.answers[shard, name] = answer
@@ -213,10 +222,10 @@ def halved(answer: Tensor) -> Tensor:
     return half if lost <= MOST_LOST * norm else answer
 
 
-def checksum(answer: Tensor) -> str:
-    """Of the bytes, dtype and shape."""
+def checksum(answer: Tensor, scaling: float) -> str:
+    """Of the bytes, dtype and shape, and what scores are scaled by."""
     content = answer.contiguous().flatten().view(torch.uint8).numpy()
-    return f"{zlib.crc32(content.data):08x} {answer.dtype} {tuple(answer.shape)}"
+    return f"{zlib.crc32(content.data):08x} {answer.dtype} {tuple(answer.shape)} {scaling!r}"
 
 
 def cached(
@@ -268,6 +277,11 @@ def _fill(
     if not lacking:
         return
     tokens = np.diff(cache.data.offsets[cache.bounds])  # of every shard
+    for origin in sorted(cache.foreign):
+        say(
+            f"teacher cache: {cache.folder} holds files of {origin or 'nobody'}, not of {cache.origin_of_logits}: they "
+            "are refused, and made anew"
+        )
     start = time.perf_counter()
     filling = cache.fill(live, lacking, tokens_per_batch)
     first, size = lacking[0][0], next(filling)
@@ -278,7 +292,10 @@ def _fill(
         if saved > 0
         else "no shorter, for to read takes as long as to ask: leave it out"
     )
-    rest = sum(size.get(name, 0) / max(1, tokens[first]) * tokens[n] for n, names in lacking[1:] for name in names)
+    largest = max(size.values())  # for what the first did not lack
+    rest = sum(
+        size.get(name, largest) / max(1, tokens[first]) * tokens[n] for n, names in lacking[1:] for name in names
+    )
     say(
         f"teacher cache: {len(lacking)} of {len(tokens)} shards to make, about "
         f"{(sum(size.values()) + rest) / 2**20:,.0f} MiB and {seconds * sum(tokens[n] for n, _ in lacking):,.0f} s "

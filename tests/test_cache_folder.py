@@ -91,7 +91,7 @@ def test_a_disk_that_would_be_filled_is_left_alone(live: Live, tmp_path: Path, m
 
 
 def test_what_cannot_be_read_back_is_no_cache(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "checksum", lambda _: str(random.random()))
+    monkeypatch.setattr(teacher_cache, "checksum", lambda *_: str(random.random()))
     with pytest.raises(OSError, match="was written but cannot be read back"):
         fill(tmp_path, live)
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -120,7 +120,7 @@ def test_verification_finds_an_answer_that_is_not_the_teachers(live: Live, tmp_p
         path = cache._path(shard, "hidden.3")
         with safe_open(path, framework="pt") as file:
             about, wrong = file.metadata(), 1.2 * file.get_tensor(ANSWER)
-        save_file({ANSWER: wrong}, path, about | {"sum": checksum(wrong)})
+        save_file({ANSWER: wrong}, path, about | {"sum": checksum(wrong, float(about["scaling"]))})
     with pytest.raises(ValueError, match=r"differs from what the teacher says by 2.0e-01.*delete it"):
         fill(tmp_path, live, verify=6)
 
@@ -130,7 +130,7 @@ def test_verification_finds_a_single_sequence(live: Live, tmp_path: Path) -> Non
     with safe_open(path, framework="pt") as file:
         about, wrong = file.metadata(), file.get_tensor(ANSWER).clone()
     wrong[-1] = 0  # and of that a single token
-    save_file({ANSWER: wrong}, path, about | {"sum": checksum(wrong)})
+    save_file({ANSWER: wrong}, path, about | {"sum": checksum(wrong, float(about["scaling"]))})
     with pytest.raises(ValueError, match="differs from what the teacher says"):
         fill(tmp_path, live, verify=60)
 

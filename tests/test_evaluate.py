@@ -11,10 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification
 
 from fastdistill import evaluate
+from fastdistill.batch import Batch
 from fastdistill.data.gold import Gold
 from fastdistill.data.packing import Sequences
 from fastdistill.evaluate import agreement, latency_ms, predict, probe
 from fastdistill.metrics import score
+from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
 from tests.tiny import make_teacher
 
@@ -39,6 +41,25 @@ def test_predictions_are_those_of_plain_transformers_in_the_order_of_the_data(tm
         expected.append(int(model(ids).logits.argmax()))
     assert len(set(expected)) == 2
     assert predict(Encoder.load(tmp_path, head="finetuned"), data, torch.device("cpu")).tolist() == expected
+
+
+def test_predictions_are_made_in_smaller_batches_where_memory_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.load(make_teacher(tmp_path, head=True), head="finetuned")
+    expected = predict(encoder, make_data(), torch.device("cpu"))
+    forward = Encoder.forward
+
+    def limited(self: Encoder, batch: Batch, taps: Taps) -> Captured:
+        if batch.num_tokens > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, taps)
+
+    monkeypatch.setattr(Encoder, "forward", limited)
+    assert np.array_equal(predict(encoder, make_data(), torch.device("cpu")), expected)
+    monkeypatch.setattr(Encoder, "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        predict(encoder, make_data(), torch.device("cpu"))
 
 
 def test_probe_finds_what_the_states_hold(tmp_path: Path) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fastdistill import loop
-from fastdistill.batch import Batch
-from fastdistill.checkpoint import Checkpoints, Progress
-from fastdistill.data.packing import Loader, Sequences, collate
-from fastdistill.log import Log
-from fastdistill.loop import Meter, epoch_ends, learning_rate, train
+from fastdistill.checkpoint import Checkpoints
+from fastdistill.data.packing import Loader
+from fastdistill.loop import Meter, epoch_ends, learning_rate
 from fastdistill.losses.objective import Objective
-from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
-from fastdistill.recipe import Losses, Optim, Stage
-from fastdistill.step import Runtime, Step, make_optimizer
+from fastdistill.recipe import Losses, Optim
+from fastdistill.step import make_optimizer
+from tests.loops import HARD, RUNTIME, Spy, load, logged, sequences, train_once
 from tests.steps import no_dropout
 
 
@@ -42,13 +37,6 @@ def test_learning_rate_rises_to_its_peak_and_falls_as_named(kind: str) -> None:
 
 def test_no_warmup_starts_at_the_peak() -> None:
     assert learning_rate(Optim(learning_rate=3.0, warmup_ratio=0.0), 0, 10) == 3.0
-
-
-def sequences(count: int = 30) -> Sequences:
-    lengths = np.random.default_rng(0).integers(3, 9, count)
-    offsets = np.concatenate(([0], lengths.cumsum()))
-    ids = np.random.default_rng(1).integers(5, 20, offsets[-1])
-    return Sequences(ids, offsets, labels=np.random.default_rng(2).integers(0, 2, count))
 
 
 def test_epoch_ends_are_where_the_loader_starts_the_next_epoch() -> None:
@@ -75,56 +63,6 @@ def test_meter_names_the_first_step_that_is_not_finite(bad: float) -> None:
         meter.add({"hidden": torch.tensor(1.0), "soft": torch.tensor(bad if step >= 3 else 0.0)})
     with pytest.raises(FloatingPointError, match=rf"stage tad, step 24: the soft loss is {bad}"):
         meter.read("tad", last_step=25)
-
-
-RUNTIME = Runtime(torch.device("cpu"), torch.float32, logging_steps=1, save_steps=1000)
-HARD = Stage(teacher="none", losses=Losses(hard=1.0), tokens_per_batch=60, optim=Optim(learning_rate=1e-2))
-
-
-class Spy(Objective):
-    """The objective, which also notes how it was called, and raises before call number `fail_at`."""
-
-    def __init__(self, student: Encoder, fail_at: int = -1) -> None:
-        super().__init__(Losses(hard=1.0), (), student, None)
-        self.student, self.calls, self.fail_at = [student], [], fail_at
-
-    def forward(
-        self, student: Captured, teacher: Captured | None, batch: Batch, whole: Batch | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        if len(self.calls) == self.fail_at:
-            raise KeyboardInterrupt
-        assert student.logits is not None
-        self.calls.append((self.student[0].training, student.logits.dtype, batch.num_tokens))
-        return super().forward(student, teacher, batch, whole)
-
-
-def load(world: Path) -> Encoder:
-    torch.manual_seed(0)
-    return Encoder.load(world / "teacher", head="fresh", num_labels=2)
-
-
-def train_once(
-    folder: Path,
-    student: Encoder,
-    stage: Stage,
-    steps: int,
-    *,
-    runtime: Runtime = RUNTIME,
-    validate: Callable[[Encoder], float] | None = None,
-    spy: Spy | None = None,
-) -> Progress:
-    folder.mkdir(exist_ok=True)
-    torch.manual_seed(1)
-    with Log(folder / "log.jsonl") as log:
-        return train(
-            "x", stage, student, None, spy or Spy(student), Loader(sequences(), stage.tokens_per_batch, seed=1), steps,
-            runtime=runtime, checkpoints=Checkpoints(folder, "x"), log=log, validate=validate,
-        )  # fmt: skip
-
-
-def logged(folder: Path, event: str = "step") -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [r for r in records if r["event"] == event]
 
 
 def weights_of(student: Encoder) -> list[Tensor]:
@@ -272,54 +210,3 @@ def test_weights_that_overflow_are_not_handed_on(tmp_path: Path, world: Path) ->
     stage = replace(HARD, optim=Optim(learning_rate=1e38, warmup_ratio=0.0, weight_decay=1e3, max_grad_norm=0.0))
     with pytest.raises(FloatingPointError, match=r"stage x, step 1: the .* is|weights are not finite"):
         train_once(tmp_path, load(world), stage, 1)
-
-
-def test_the_check_of_the_terms_makes_room_too(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that lacks in the very first pass; a resumed run knows it from its checkpoint."""
-    forward = Encoder.forward
-
-    def limited(self: Encoder, batch: Batch, taps: Taps) -> Captured:
-        if batch.num_tokens > 40:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, batch, taps)
-
-    student = load(world)
-    monkeypatch.setattr(Encoder, "forward", limited)
-    train_once(tmp_path, student, HARD, 4)
-    assert len(logged(tmp_path)) == 4
-
-
-def test_memory_is_estimated_of_the_largest_batch_and_by_a_resumed_run_too(
-    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the stopped run found out holds besides."""
-    seen: list[tuple[list[int], float, bool]] = []
-    make_room = Step.make_room
-
-    def noted(self: Step, batch: Batch) -> None:
-        before = self.most_tokens, self.recomputes
-        make_room(self, batch)
-        seen.append((batch.cu_seqlens.diff().tolist(), *before))
-
-    monkeypatch.setattr(Step, "make_room", noted)
-    monkeypatch.setattr(Loader, "largest", lambda self, padded: padded or collate(self.sequences, np.array([7])))
-    runtime = replace(RUNTIME, save_steps=2)
-    for steps, free in ((3, 0.0), (5, 1e12)):
-        monkeypatch.setattr("fastdistill.step.free_bytes", lambda _, free=free: free)
-        train_once(tmp_path, load(world), HARD, steps, runtime=runtime)
-    length = sequences().lengths[7]
-    assert seen == [([length], math.inf, False), ([length], length, True)]
-
-
-def test_a_resumed_run_that_has_less_memory_goes_on_in_pieces(
-    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: list[Step] = []
-    make_room = Step.make_room
-    monkeypatch.setattr(Step, "make_room", lambda self, batch: found.append(self) or make_room(self, batch))
-    for steps, free in ((3, 1e12), (5, 0.0)):
-        monkeypatch.setattr("fastdistill.step.free_bytes", lambda _, free=free: free)
-        train_once(tmp_path, load(world), HARD, steps, runtime=replace(RUNTIME, save_steps=2))
-    assert [one.recomputes for one in found] == [False, True]
-    assert found[0].most_tokens == math.inf
-    assert found[1].most_tokens < 10

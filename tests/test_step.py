@@ -13,12 +13,17 @@ import torch
 from torch import nn
 
 from fastdistill import step
+from fastdistill.batch import Batch
 from fastdistill.data.packing import collate
+from fastdistill.losses.objective import Objective
 from fastdistill.machine import bytes_kept
+from fastdistill.models.encoder import Encoder
+from fastdistill.models.teacher import Live
 from fastdistill.recipe import Losses, Optim, Stage
 from fastdistill.step import Runtime, make_optimizer
+from tests.peak import PeakBytes
 from tests.steps import ALL, LACKING, give_out, text, whole_step
-from tests.tiny import tiny_recipe
+from tests.tiny import make_teacher, tiny_recipe
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:
@@ -175,6 +180,58 @@ def test_pieces_are_chosen_before_memory_runs_out(world: Path, monkeypatch: pyte
     ours.make_room(batch)
     assert ours.most_tokens == 20
     assert len(said) == 1
+
+
+def test_moments_that_are_there_already_take_no_more_room(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate(text(), np.arange(10))
+    ours, said = whole_step(world, ALL)
+    needed = step.ROOM * bytes_kept(lambda: ours.forward(batch), ours.parameters)
+    ours.backward([batch])
+    ours.update(0.0)
+    monkeypatch.setattr(step, "free_bytes", lambda _: 1.01 * needed + sum(p.nbytes for p in ours.parameters))
+    ours.make_room(batch)
+    assert said == []
+
+
+def test_the_longest_sequences_are_measured(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = whole_step(world, ALL)
+    seen: list[Batch] = []
+    monkeypatch.setattr(step, "MEASURED", 20)
+    monkeypatch.setattr(ours, "forward", lambda piece: piece)
+    monkeypatch.setattr(step, "bytes_kept", lambda forward, _: seen.append(forward()) or 1)
+    ours.make_room(collate(text(), np.arange(10)))
+    assert [piece.cu_seqlens.tolist() for piece in seen] == [[0, 15]]
+
+
+@pytest.mark.parametrize("losses", [Losses(hard=1.0), Losses(hidden=1.0, attention=1.0)], ids=["hard", "latent"])
+def test_what_is_computed_again_has_room_too(tmp_path: Path, losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is alive at once in a step fits into what it was judged by."""
+    folder = make_teacher(tmp_path, num_hidden_layers=8)
+    models = [Encoder.load(folder, head="fresh", num_labels=2).train() for _ in range(2)]
+    objective = Objective(losses, ((8, 8),), *models)
+    runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)
+    ours = step.Step(models[0], Live(models[1]), objective, Stage(losses=losses), runtime, lambda _: None)
+    ours.recompute()
+    batch = collate(text(), np.arange(10).repeat(20))
+    states = 3 * sum(p.nbytes for p in ours.parameters)
+    room = 100_000 * batch.max_seqlen
+    monkeypatch.setattr(step, "free_bytes", lambda _: states + room)
+    ours.make_room(batch)
+    assert batch.max_seqlen < ours.most_tokens < batch.num_tokens
+    with PeakBytes() as peak:
+        ours.backward([batch])
+    assert 0.2 * room < peak.most - sum(p.nbytes for p in ours.parameters) < room
+
+
+def test_the_guard_sees_a_piece_with_words_to_predict(world: Path) -> None:
+    ours, _ = whole_step(world, ALL)
+    batch = replace(collate(text(), np.arange(10)), labelled=torch.tensor([40, 70, 71]))
+    ours.most_tokens = 20
+    sample = ours.sample(batch)
+    assert len(ours.pieces(batch)) > 3
+    assert sample.labelled is not None
+    assert sample.labelled.tolist() == [13, 14]
+    assert ours.sample(replace(batch, labelled=None)).num_tokens == ours.pieces(batch)[0].num_tokens
 
 
 def test_memory_that_lacks_for_the_estimate_itself_is_said_as_it_is(

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdistill import teacher_cache
+from fastdistill.batch import Batch
 from fastdistill.data.packing import NO_LABEL, Loader, Sequences
-from fastdistill.models.capture import Taps
+from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import HeadKind
@@ -98,7 +99,11 @@ def damage(path: Path, harm: str, stale: Path) -> None:
     flipped = content[:-1] + bytes([content[-1] ^ 1])
     files = {"torn": content[:-5], "bit": flipped, "empty": b"", "stale": stale.read_bytes()}
     tensors = {"short": whole[:-1], "narrow": whole[:, :1], "integers": whole.int(), "scalar": torch.tensor(1.0)}
-    changes = {"fewer": {"sum": checksum(whole[:-1])}, "unscaled": {"scaling": "0.2x"}}
+    changes = {
+        "fewer": {"sum": checksum(whole[:-1], float(about["scaling"]))},
+        "unscaled": {"scaling": "0.2x"},
+        "rescaled": {"scaling": "0.6"},
+    }
     path.unlink()
     if harm in files:
         path.write_bytes(files[harm])
@@ -111,7 +116,8 @@ def damage(path: Path, harm: str, stale: Path) -> None:
 
 
 HARMS = [
-    "torn", "missing", "bit", "empty", "stale", "short", "narrow", "integers", "scalar", "fewer", "unscaled", "untold",
+    "torn", "missing", "bit", "empty", "stale", "short", "narrow", "integers", "scalar", "fewer", "unscaled",
+    "rescaled", "untold",
 ]  # fmt: skip
 
 
@@ -173,11 +179,46 @@ def test_another_teacher_or_text_has_another_folder(live: Live, folder: Path, tm
     assert Cached(tmp_path, live, text()).folder == first.folder
 
 
-def test_what_lies_in_a_foreign_folder_is_made_anew(live: Live, tmp_path: Path) -> None:
+def test_what_lies_in_a_foreign_folder_is_refused_with_both_fingerprints_and_made_anew(
+    live: Live, tmp_path: Path
+) -> None:
     foreign, own = fill(tmp_path / "foreign", live, data=text(seed=1)), Cached(tmp_path, live, text())
     foreign.folder.rename(own.folder)
     assert [shard for shard, _ in own.open(TAPS)] == list(range(len(own.bounds) - 1))
-    fill(tmp_path, live, verify=60)
+    said: list[str] = []
+    cached(tmp_path, live, text(), TAPS, tokens_per_batch=64, epochs=3, verify=60, say=said.append)
+    assert live.fingerprint() in said[0]
+    assert foreign.data.fingerprint() in said[0]
+    assert own.data.fingerprint() in said[0]
+    assert Cached(tmp_path, live, text()).open(TAPS) == []
+
+
+def test_shards_that_lack_most_come_first(live: Live, tmp_path: Path) -> None:
+    """Since the size of the others is judged by the first."""
+    cache = fill(tmp_path, live)
+    for shard, names in ((0, ["q.2"]), (1, ["q.2", "k.2"]), (2, ["k.2"])):
+        for name in names:
+            cache._path(shard, name).unlink()
+    lacking = Cached(tmp_path, live, text()).open(TAPS)
+    assert [(shard, len(names)) for shard, names in lacking] == [(1, 2), (0, 1), (2, 1)]
+
+
+def test_a_teacher_that_lacks_memory_is_asked_about_less_at_once(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fill(tmp_path / "whole", live)
+    ask = Live.forward
+
+    def limited(self: Live, batch: Batch, taps: Taps) -> Captured:
+        if batch.num_tokens > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ask(self, batch, taps)
+
+    monkeypatch.setattr(Live, "forward", limited)
+    found = Cached(tmp_path, live, text())
+    assert len(list(found.fill(live, found.open(TAPS), 64))) == len(found.bounds) - 1
+    for place, answer in expected.answers.items():
+        torch.testing.assert_close(found.answers[place], answer)
 
 
 def test_one_who_waits_for_another_run_is_told(live: Live, tmp_path: Path) -> None:

@@ -180,6 +180,24 @@ class Encoder(nn.Module):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         return self.layers is not None
 
+    @contextmanager
+    def keeping_a_layer(self) -> Iterator[None]:
+        """After `checkpoint_layers` the first layer as it was before, for the length of a with statement."""
+        assert self.layers is not None
+        first = self.layers[0]
+        checkpointed = first.forward
+        assert isinstance(checkpointed, partial)
+        first.forward = checkpointed.args[0]
+        try:
+            yield
+        finally:
+            first.forward = checkpointed
+
+    @property
+    def bytes_between_layers(self) -> int:
+        """Of a token, in float32: what goes into the layers."""
+        return 4 * self.num_hidden_layers * self.hidden_size
+
     def compile_layers(self) -> bool:
         """Let torch.compile fuse what stands between the matrix products of a layer; attention stays as it is.
 

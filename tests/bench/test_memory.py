@@ -73,6 +73,7 @@ def test_a_lack_of_memory_is_told_from_other_errors(
         ("--most=4", "--most 4: must be --batch_size 8, which is tried first, or more"),
         ("--limit_gib=-1", "--limit_gib -1.0: must be more than 0"),
         ("--limit_gib=nan", "--limit_gib nan: must be more than 0"),
+        ("--limit_gib=inf", "--limit_gib inf: must be more than 0, and finite"),
     ],
 )
 def test_errors_name_the_value(option: str, message: str, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
