@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher
+from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher, cli
 from fastdistill.cli import overridden, parse
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,17 @@ def parsed(*argv: str) -> Recipe:
 
 def test_defaults_are_the_recipe() -> None:
     assert parsed() == RECIPE
+
+
+def test_a_lack_of_memory_is_said_in_a_line_and_other_errors_keep_their_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for lacking in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no room")):
+        with pytest.raises(SystemExit, match="2"), cli._errors_in_one_line("it goes on"):
+            raise lacking
+        assert capsys.readouterr().err == f"error: out of memory ({lacking}): lower tokens_per_batch or max_length\n"
+    with pytest.raises(RuntimeError, match="a mistake of ours"), cli._errors_in_one_line("it goes on"):
+        raise RuntimeError("a mistake of ours")
 
 
 def test_nested_overrides_change_only_what_they_name() -> None:

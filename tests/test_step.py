@@ -206,9 +206,9 @@ def test_the_longest_sequences_are_measured(world: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("losses", [Losses(hard=1.0), Losses(hidden=1.0, attention=1.0)], ids=["hard", "latent"])
 def test_what_is_computed_again_has_room_too(tmp_path: Path, losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is alive at once in a step fits into what it was judged by."""
-    folder = make_teacher(tmp_path, num_hidden_layers=8)
+    folder = make_teacher(tmp_path, num_hidden_layers=24, intermediate_size=8)
     models = [Encoder.load(folder, head="fresh", num_labels=2).train() for _ in range(2)]
-    objective = Objective(losses, ((8, 8),), *models)
+    objective = Objective(losses, ((24, 24),), *models)
     runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)
     ours = step.Step(models[0], Live(models[1]), objective, Stage(losses=losses), runtime, lambda _: None)
     ours.recompute()
