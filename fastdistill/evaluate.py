@@ -98,7 +98,9 @@ def _tags(found: list[np.ndarray], gold: Gold) -> list[list[str]]:
 
 def _outputs(encoder: Encoder, data: Sequences, device: torch.device, *, features: bool) -> list[np.ndarray]:
     """What `_outputs_of` finds, in smaller batches where memory lacks."""
-    return halving(partial(_outputs_of, encoder, data, device, features), EVALUATION_TOKENS, int(data.lengths.max(initial=1)))
+    return halving(
+        partial(_outputs_of, encoder, data, device, features), EVALUATION_TOKENS, int(data.lengths.max(initial=1))
+    )
 
 
 @torch.no_grad()
