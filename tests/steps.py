@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fastdistill import step
 from fastdistill.batch import Batch
 from fastdistill.data.packing import Sequences
 from fastdistill.losses.objective import Objective
+from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Losses, Stage
@@ -68,3 +70,15 @@ def give_out(monkeypatch: pytest.MonkeyPatch, ours: step.Step, most: int, error:
         return loss, values
 
     monkeypatch.setattr(ours, "forward", limited)
+
+
+def room_for(most: int, kind: type[Encoder] | type[Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if memory had room for `most` tokens in a forward pass."""
+    forward: Any = kind.forward
+
+    def limited(self: Any, batch: Batch, taps: Taps) -> Captured:
+        if batch.num_tokens > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, taps)
+
+    monkeypatch.setattr(kind, "forward", limited)

@@ -11,13 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification
 
 from fastdistill import evaluate
-from fastdistill.batch import Batch
 from fastdistill.data.gold import Gold
 from fastdistill.data.packing import Sequences
 from fastdistill.evaluate import agreement, latency_ms, predict, probe
 from fastdistill.metrics import score
-from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
+from tests.steps import room_for
 from tests.tiny import make_teacher
 
 
@@ -48,14 +47,7 @@ def test_predictions_are_made_in_smaller_batches_where_memory_lacks(
 ) -> None:
     encoder = Encoder.load(make_teacher(tmp_path, head=True), head="finetuned")
     expected = predict(encoder, make_data(), torch.device("cpu"))
-    forward = Encoder.forward
-
-    def limited(self: Encoder, batch: Batch, taps: Taps) -> Captured:
-        if batch.num_tokens > 30:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, batch, taps)
-
-    monkeypatch.setattr(Encoder, "forward", limited)
+    room_for(30, Encoder, monkeypatch)
     assert np.array_equal(predict(encoder, make_data(), torch.device("cpu")), expected)
     monkeypatch.setattr(Encoder, "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fastdistill.batch import Batch
 from fastdistill.checkpoint import Checkpoints
@@ -16,24 +15,17 @@ from fastdistill.data.packing import NO_LABEL, Loader, collate
 from fastdistill.log import Log
 from fastdistill.loop import train
 from fastdistill.losses.objective import Objective
-from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.recipe import Losses
 from fastdistill.step import Step
 from tests.loops import HARD, RUNTIME, load, logged, sequences, train_once
+from tests.steps import room_for
 
 
 def test_the_check_of_the_terms_makes_room_too(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that lacks in the very first pass; a resumed run knows it from its checkpoint."""
-    forward = Encoder.forward
-
-    def limited(self: Encoder, batch: Batch, taps: Taps) -> Captured:
-        if batch.num_tokens > 40:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, batch, taps)
-
     student = load(world)
-    monkeypatch.setattr(Encoder, "forward", limited)
+    room_for(40, Encoder, monkeypatch)
     train_once(tmp_path, student, HARD, 4)
     assert len(logged(tmp_path)) == 4
 

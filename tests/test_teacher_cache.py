@@ -14,14 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdistill import teacher_cache
-from fastdistill.batch import Batch
 from fastdistill.data.packing import NO_LABEL, Loader, Sequences
-from fastdistill.models.capture import Captured, Taps
+from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import HeadKind
 from fastdistill.teacher_cache import ANSWER, Cached, cached, checksum, get, names_of
 from tests.cached import TAPS, fill, text
+from tests.steps import room_for
 from tests.tiny import make_teacher
 
 
@@ -207,14 +207,7 @@ def test_a_teacher_that_lacks_memory_is_asked_about_less_at_once(
     live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = fill(tmp_path / "whole", live)
-    ask = Live.forward
-
-    def limited(self: Live, batch: Batch, taps: Taps) -> Captured:
-        if batch.num_tokens > 20:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return ask(self, batch, taps)
-
-    monkeypatch.setattr(Live, "forward", limited)
+    room_for(20, Live, monkeypatch)
     found = Cached(tmp_path, live, text())
     assert len(list(found.fill(live, found.open(TAPS), 64))) == len(found.bounds) - 1
     for place, answer in expected.answers.items():
