@@ -64,7 +64,7 @@ def sweep(folder: Path) -> None:
             os.kill(int(path.name.split(".")[-2]), 0)  # asks whether there is such a process, and does nothing to it
         except ProcessLookupError:
             path.unlink(missing_ok=True)
-        except (PermissionError, ValueError):
+        except (PermissionError, ValueError, OverflowError):  # OverflowError: no number of a process
             continue
 
 

@@ -264,7 +264,10 @@ def _errors_in_one_line(afterwards: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not lacks_memory(error):
             raise
-        print(f"error: out of memory ({error}): lower tokens_per_batch or max_length", file=sys.stderr)
+        if not isinstance(error.__cause__, ranks.ToldError):
+            print(
+                f"error: out of memory ({error}): lower tokens_per_batch or max_length, or free some", file=sys.stderr
+            )
         sys.exit(2)
     except KeyboardInterrupt:
         if ranks.rank() == 0:

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from fastdistill.data.gold import Gold
 from fastdistill.data.packing import NO_LABEL, Sequences, in_order
 from fastdistill.data.spans import choose_answers
-from fastdistill.machine import halving
+from fastdistill.machine import Portion
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.pretrained import PreTrainedModel
@@ -27,13 +27,13 @@ EVALUATION_TOKENS = 8192  # tokens per batch without gradients
 PROBE_ROWS = 20_000  # a linear model of some hundred features needs no more
 
 
-def predict(encoder: Encoder, data: Sequences, device: torch.device) -> Any:
-    """What an encoder with a head says of every row of the data, in its order; computed in fp32.
+def predict(encoder: Encoder, data: Sequences, device: torch.device, portion: Portion | None = None) -> Any:
+    """What an encoder with a head says of every row of the data, in its order; computed in fp32, a portion at once.
 
     ``(N,)`` classes, the log odds of class 1 where rows are ranked, or values where the head has one output; ``(N, C)``
     bool, which classes a text has; for every row the tags of its words by name; or the text of its answer.
     """
-    outputs, gold = _outputs(encoder, data, device, features=False), data.gold
+    outputs, gold = _outputs(encoder, data, device, portion, features=False), data.gold
     if encoder.kind == "tagging":
         assert gold is not None
         return _tags([z.argmax(1) for z in outputs], gold)
@@ -49,7 +49,9 @@ def predict(encoder: Encoder, data: Sequences, device: torch.device) -> Any:
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
 
 
-def probe(encoder: Encoder, train: Sequences, test: Sequences, device: torch.device) -> Any:
+def probe(
+    encoder: Encoder, train: Sequences, test: Sequences, device: torch.device, portion: Portion | None = None
+) -> Any:
     """Predictions on `test` of a linear model fitted to the last layer's states of `train`: what a student without a
     head knows of the task.
 
@@ -60,7 +62,7 @@ def probe(encoder: Encoder, train: Sequences, test: Sequences, device: torch.dev
     assert gold is not None
     if len(train) > PROBE_ROWS:
         train = train.take(np.random.default_rng(0).permutation(len(train))[:PROBE_ROWS])
-    parts, parts_test = (_outputs(encoder, data, device, features=True) for data in (train, test))
+    parts, parts_test = (_outputs(encoder, data, device, portion, features=True) for data in (train, test))
     x, x_test = np.concatenate(parts), np.concatenate(parts_test)
     y = train.labels if train.token_labels is None else train.token_labels[train.token_labels != NO_LABEL]
     assert y is not None
@@ -96,11 +98,12 @@ def _tags(found: list[np.ndarray], gold: Gold) -> list[list[str]]:
     return rows
 
 
-def _outputs(encoder: Encoder, data: Sequences, device: torch.device, *, features: bool) -> list[np.ndarray]:
+def _outputs(
+    encoder: Encoder, data: Sequences, device: torch.device, portion: Portion | None, *, features: bool
+) -> list[np.ndarray]:
     """What `_outputs_of` finds, in smaller batches where memory lacks."""
-    return halving(
-        partial(_outputs_of, encoder, data, device, features), EVALUATION_TOKENS, int(data.lengths.max(initial=1))
-    )
+    portion = portion or Portion(EVALUATION_TOKENS)
+    return portion.of(partial(_outputs_of, encoder, data, device, features), int(data.lengths.max(initial=1)))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,17 +40,25 @@ def lacks_memory(error: BaseException | None) -> bool:
     return False
 
 
-def halving(work: Callable[[int], T], most: int, least: int) -> T:
-    """What `work(most)` returns; where memory lacks, of half as much, and so on down to `least`."""
-    while True:
-        try:
-            return work(most)
-        except (RuntimeError, MemoryError) as error:
-            if most <= least or not lacks_memory(error):
-                raise
-        most = max(most // 2, least)  # out here, where nothing holds on to the tensors of the failed attempt
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+@dataclass
+class Portion:
+    """How many tokens are computed at once where there are no gradients: half as many from when memory lacks."""
+
+    tokens: int
+    say: Callable[[str], None] = print
+
+    def of(self, work: Callable[[int], T], least: int) -> T:
+        """What `work(tokens)` returns; it is tried with `least` tokens before an error is raised."""
+        while True:
+            try:
+                return work(self.tokens)
+            except (RuntimeError, MemoryError) as error:
+                if self.tokens <= least or not lacks_memory(error):
+                    raise
+            failed, self.tokens = self.tokens, max(self.tokens // 2, least)
+            if torch.cuda.is_initialized():  # out here, where nothing holds on to the tensors of the failed attempt
+                torch.cuda.empty_cache()
+            self.say(f"out of memory with {failed:,} tokens at once: going on with {self.tokens:,}")
 
 
 def free_bytes(device: torch.device) -> float:

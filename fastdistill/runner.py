@@ -11,7 +11,7 @@ import shutil
 import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from fastdistill import assistant, ranks, report
 from fastdistill.checkpoint import Checkpoints, Progress, publish, weights
 from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
-from fastdistill.evaluate import predict, probe
+from fastdistill.evaluate import EVALUATION_TOKENS, predict, probe
 from fastdistill.inputs import Inputs, load_inputs, max_length
 from fastdistill.log import Log
 from fastdistill.loop import train
 from fastdistill.losses.objective import Objective
-from fastdistill.machine import lacks_memory
+from fastdistill.machine import Portion, lacks_memory
 from fastdistill.metrics import metrics_of, score, scores
 from fastdistill.models.encoder import Encoder, Head
 from fastdistill.models.layermap import LayerMap, format_layer_map, parse_layer_map
@@ -286,11 +286,16 @@ class Runner:
         """Whether it has the task's head."""
         return self.inputs.task is not None and encoder.kind == self.inputs.kind
 
+    @cached_property
+    def portion(self) -> Portion:
+        """What is evaluated at once."""
+        return Portion(EVALUATION_TOKENS, self.log.say)
+
     def _validate(self, encoder: Encoder) -> float:
         task = self.inputs.task
         assert task is not None
         assert task.validation.gold is not None
-        predictions = predict(encoder, task.validation, self.runtime.device)
+        predictions = predict(encoder, task.validation, self.runtime.device, self.portion)
         return score(metrics_of(self.recipe.task)[0], predictions, task.validation.gold)
 
     def _scored(self, encoder: Encoder) -> dict[str, Any]:
@@ -303,9 +308,9 @@ class Runner:
         metrics = metrics_of(self.recipe.task)
         for name, data in {"": task.test, **task.more}.items():
             if self._knows_task(encoder):
-                predictions = predict(encoder, data, self.runtime.device)
+                predictions = predict(encoder, data, self.runtime.device, self.portion)
             else:
-                predictions = probe(encoder, task.train, data, self.runtime.device)
+                predictions = probe(encoder, task.train, data, self.runtime.device, self.portion)
             assert data.gold is not None
             values = scores(metrics, predictions, data.gold)
             found |= {f"{metric}, {name}" if name else metric: value for metric, value in values.items()}

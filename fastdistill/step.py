@@ -98,7 +98,7 @@ def make_optimizer(optim: Optim, *modules: nn.Module) -> torch.optim.AdamW:
 
 
 MEASURED = 1024  # tokens, from whose forward pass it is estimated how many fit into memory
-ROOM = 1.5  # times what that keeps for the backward pass, which needs some more to work in
+ROOM = 2.0  # times what that keeps for the backward pass: 1.3 at most to work in, and what allocators cannot hand out
 
 
 class Step:

@@ -26,12 +26,12 @@ from torch import Tensor
 from fastdistill.batch import Batch
 from fastdistill.checkpoint import publish_file, sweep
 from fastdistill.data.packing import NO_LABEL, Sequences, collate, in_order, places
-from fastdistill.machine import halving
+from fastdistill.machine import Portion
 from fastdistill.models.capture import Captured, Taps
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import HeadKind
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 TOKENS_PER_SHARD = 1 << 14  # at least
 MOST_SHARDS = 1000  # each is mapped, once for each tap, of which there are some 40, and Linux allows 65,000 maps
 KINDS = ("hidden", "q", "k", "v")
@@ -88,11 +88,11 @@ class Cached:
                 lacking.append((shard, names))
         return sorted(lacking, key=lambda one: -len(one[1]))
 
-    def fill(self, live: Live, lacking: Lacking, tokens_per_batch: int) -> Generator[dict[str, int], None, None]:
-        """Ask the teacher what is lacking; yields the bytes of a shard, by tap, once they are written.
+    def fill(self, live: Live, lacking: Lacking, portion: Portion) -> Generator[dict[str, int], None, None]:
+        """Ask the teacher what is lacking, a portion at once; yields the bytes of a shard, by tap, once written.
 
         Raises:
-            OSError: the disk is full; what was written is deleted.
+            OSError: the disk is full, and what was written is deleted; or something else lies where a file should.
         """
         written: list[Path] = []
         try:
@@ -100,13 +100,17 @@ class Cached:
             sweep(self.folder)
             publish_file(self.folder / "index.json", lambda path: path.write_text(self.origin))
             for shard, names in lacking:
-                answers = halving(partial(self._ask, live, shard, names), tokens_per_batch, self.data.lengths.max())
                 self._path(shard, "").parent.mkdir(exist_ok=True)
+                for path in (self._path(shard, name) for name in names):
+                    if path.is_dir():
+                        raise IsADirectoryError(f"{path} is a folder where a file should be: delete it")
+            for shard, names in lacking:
+                answers = portion.of(partial(self._ask, live, shard, names), int(self.data.lengths.max()))
                 for name, answer in answers.items():
                     about = {
                         "origin": self._origin(name),
                         "scaling": repr(self.scaling),
-                        "sum": checksum(answer, self.scaling),
+                        "sum": self._place(shard, name) + checksum(answer, self.scaling),
                     }
                     to = self._path(shard, name)
                     publish_file(to, partial(save_file, {ANSWER: answer}, metadata=about))
@@ -150,8 +154,11 @@ class Cached:
         relative = errors / sizes * sizes.sum(0) / squares.sum(0)
         return relative.where(errors != 0, 0.0).sqrt().nan_to_num(nan=math.inf).max().item()
 
-    def saved(self, live: Live, taps: Taps, shard: int, tokens_per_batch: int) -> float:
+    def saved(self, live: Live, taps: Taps, shard: int, portion: Portion) -> float:
         """Seconds for each token that to ask the teacher takes longer than to read, timed with a batch of a shard."""
+        return portion.of(partial(self._saved, live, taps, shard), int(self.data.lengths.max()))
+
+    def _saved(self, live: Live, taps: Taps, shard: int, tokens_per_batch: int) -> float:
         rows = np.arange(*self.bounds[shard : shard + 2])
         within = self.data.offsets[rows + 1] - self.data.offsets[rows[0]] <= tokens_per_batch
         batch = collate(self.data, rows[within]).to(live.device)
@@ -180,11 +187,16 @@ class Cached:
     def _origin(self, name: str) -> str:
         return self.origin_of_logits if name == "logits" else self.origin
 
+    def _place(self, shard: int, name: str) -> str:
+        """The tap and the sequences ``[first, last)`` that a file holds."""
+        first, last = self.bounds[shard : shard + 2]
+        return f"{name} {first}:{last} "
+
     def _path(self, shard: int, name: str) -> Path:
         return self.folder / f"{shard:05d}" / f"{name}.safetensors"
 
     def _read(self, shard: int, name: str) -> bool:
-        """Map an answer; False where the file is missing, torn, damaged or of another origin."""
+        """Map an answer; False where the file is missing, torn, damaged, or of another origin or place."""
         first, last = self.bounds[shard : shard + 2]
         rows = self._offsets(name)[last] - self._offsets(name)[first]
         try:
@@ -198,7 +210,7 @@ class Cached:
         if (origin := about.get("origin", "")) != self._origin(name):
             self.foreign.add(origin)
             return False
-        if about.get("sum") != checksum(answer, scaling) or len(answer) != rows:
+        if about.get("sum") != self._place(shard, name) + checksum(answer, scaling) or len(answer) != rows:
             return False
         self.scaling = scaling
         self.answers[shard, name] = answer
@@ -256,7 +268,7 @@ def cached(
             say(f"teacher cache: waiting for another run that makes {cache.folder}")
             holding = lock.acquire()
         with holding:
-            _fill(cache, live, taps, tokens_per_batch, epochs, say)
+            _fill(cache, live, taps, Portion(tokens_per_batch, lambda text: say(f"teacher cache: {text}")), epochs, say)
     if verify:
         rows = np.random.default_rng(0).choice(len(data), min(verify, len(data)), replace=False)
         worst = cache.verify(live, taps, rows)
@@ -269,9 +281,7 @@ def cached(
     return cache
 
 
-def _fill(
-    cache: Cached, live: Live, taps: Taps, tokens_per_batch: int, epochs: float, say: Callable[[str], None]
-) -> None:
+def _fill(cache: Cached, live: Live, taps: Taps, portion: Portion, epochs: float, say: Callable[[str], None]) -> None:
     """Make what is still lacking; what that costs is said after the first shard."""
     lacking = cache.open(taps)
     if not lacking:
@@ -279,14 +289,14 @@ def _fill(
     tokens = np.diff(cache.data.offsets[cache.bounds])  # of every shard
     for origin in sorted(cache.foreign):
         say(
-            f"teacher cache: {cache.folder} holds files of {origin or 'nobody'}, not of {cache.origin_of_logits}: they "
+            f"teacher cache: {cache.folder} holds files of {origin[:300]!r}, not of {cache.origin_of_logits}: they "
             "are refused, and made anew"
         )
     start = time.perf_counter()
-    filling = cache.fill(live, lacking, tokens_per_batch)
+    filling = cache.fill(live, lacking, portion)
     first, size = lacking[0][0], next(filling)
     seconds = (time.perf_counter() - start) / max(1, tokens[first])  # for each token
-    saved = cache.saved(live, taps, first, tokens_per_batch) * tokens.sum()
+    saved = cache.saved(live, taps, first, portion) * tokens.sum()
     gain = (
         f"about {saved:,.0f} s shorter"
         if saved > 0

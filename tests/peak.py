@@ -16,13 +16,17 @@ class PeakBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[int, int] = {}
+        self.outside: dict[int, torch.UntypedStorage] = {}  # of tensors from elsewhere, and of views of them
         self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in storages((args, kwargs)):
+            if storage._cdata not in self.alive:
+                self.outside[storage._cdata] = storage
         found = func(*args, **(kwargs or {}))
-        for x in tree_leaves(found):
-            if isinstance(x, torch.Tensor) and not x.is_sparse:
-                self._count(x.untyped_storage())
+        for storage in storages(found):
+            if storage._cdata not in self.outside:
+                self._count(storage)
         return found
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -35,3 +39,8 @@ class PeakBytes(TorchDispatchMode):
 
     def _forget(self, place: int) -> None:
         self.now -= self.alive.pop(place, 0)
+
+
+def storages(tree: Any) -> list[torch.UntypedStorage]:
+    """Of the dense tensors in it."""
+    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and not x.is_sparse]

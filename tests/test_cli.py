@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher, cli
+from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher, cli, ranks
 from fastdistill.cli import overridden, parse
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,11 @@ def test_a_lack_of_memory_is_said_in_a_line_and_other_errors_keep_their_tracebac
     for lacking in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no room")):
         with pytest.raises(SystemExit, match="2"), cli._errors_in_one_line("it goes on"):
             raise lacking
-        assert capsys.readouterr().err == f"error: out of memory ({lacking}): lower tokens_per_batch or max_length\n"
+        said = f"error: out of memory ({lacking}): lower tokens_per_batch or max_length, or free some\n"
+        assert capsys.readouterr().err == said
+    with pytest.raises(SystemExit, match="2"), cli._errors_in_one_line("it goes on"):
+        raise torch.OutOfMemoryError("CUDA out of memory") from ranks.ToldError()
+    assert capsys.readouterr().err == ""  # rank 0 has said it
     with pytest.raises(RuntimeError, match="a mistake of ours"), cli._errors_in_one_line("it goes on"):
         raise RuntimeError("a mistake of ours")
 

@@ -47,6 +47,8 @@ def test_predictions_are_made_in_smaller_batches_where_memory_lacks(
 ) -> None:
     encoder = Encoder.load(make_teacher(tmp_path, head=True), head="finetuned")
     expected = predict(encoder, make_data(), torch.device("cpu"))
+    with pytest.raises(ValueError, match="there are no sequences to make batches of"):
+        predict(encoder, make_data(0), torch.device("cpu"))
     room_for(30, Encoder, monkeypatch)
     assert np.array_equal(predict(encoder, make_data(), torch.device("cpu")), expected)
     monkeypatch.setattr(Encoder, "forward", lambda *_: 1 / 0)

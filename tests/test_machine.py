@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,39 @@ def test_an_error_of_something_else_does_not_lack_memory() -> None:
     remedied.__context__ = MemoryError()
     remedied.__suppress_context__ = True
     assert not machine.lacks_memory(remedied)
+
+
+def test_a_portion_is_halved_for_good_where_memory_lacks_and_that_is_said() -> None:
+    said: list[str] = []
+    portion = machine.Portion(100, said.append)
+
+    def room_for(most: int) -> Callable[[int], int]:
+        def work(tokens: int) -> int:
+            if tokens > most:
+                raise MemoryError
+            return tokens
+
+        return work
+
+    assert portion.of(room_for(100), least=1) == 100
+    assert portion.of(room_for(30), least=20) == 25
+    assert portion.of(room_for(24), least=20) == 20
+    assert portion.of(room_for(100), least=1) == 20
+    assert said == [
+        f"out of memory with {failed} tokens at once: going on with {less}"
+        for failed, less in ((100, 50), (50, 25), (25, 20))
+    ]
+    with pytest.raises(MemoryError):
+        portion.of(room_for(19), least=20)
+    with pytest.raises(ZeroDivisionError):
+        portion.of(lambda tokens: tokens // 0, least=1)
+    with pytest.raises(RuntimeError, match="another"):
+        portion.of(another, least=1)
+    assert len(said) == 3
+
+
+def another(_: int) -> int:
+    raise RuntimeError("another error")
 
 
 def test_the_least_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from fastdistill import Stage, Student, Teacher, run, runner
 from fastdistill.data.tasks import load_task
 from fastdistill.evaluate import predict
 from fastdistill.inputs import load_inputs
+from fastdistill.machine import Portion
 from fastdistill.models.encoder import Encoder
 from tests.tiny import make_teacher, make_texts, only, tiny_recipe
 
@@ -147,6 +148,7 @@ def test_every_stage_starts_and_learns_where_the_recipe_says(
     loaded: list[tuple[str, str]] = []
     scored: list[str] = []
     trained: list[tuple[str, int, str]] = []
+    portions: list[Portion] = []
     load, train, predict, probe = runner.Encoder.load, runner.train, runner.predict, runner.probe
     out = tmp_path / "out"
 
@@ -159,12 +161,14 @@ def test_every_stage_starts_and_learns_where_the_recipe_says(
         trained.append((name, args[5], str(len(args[4].sequences))))
         return train(name, *args, **kwargs)
 
-    def spy_predict(encoder: Any, data: Any, device: Any) -> Any:
+    def spy_predict(encoder: Any, data: Any, *rest: Any) -> Any:
         scored.append(f"predict {len(data)}")
-        return predict(encoder, data, device)
+        portions.append(rest[-1])
+        return predict(encoder, data, *rest)
 
     def spy_probe(encoder: Any, fit: Any, test: Any, *rest: Any) -> Any:
         scored.append(f"probe {len(fit)} {len(test)}")
+        portions.append(rest[-1])
         return probe(encoder, fit, test, *rest)
 
     monkeypatch.setattr(runner.Encoder, "load", spy_load)
@@ -195,6 +199,8 @@ def test_every_stage_starts_and_learns_where_the_recipe_says(
     assert [s for s in scored if "probe" in s] == ["probe 100 40"] * 3
     assert scored.count("predict 40") == 3
     assert set(scored) == {"probe 100 40", "predict 40", "predict 20"}
+    portions[0].tokens = 7  # what memory once had no room for is not tried again
+    assert {portion.tokens for portion in portions} == {7}
 
 
 def test_projections_go_on_from_stage_to_stage(world: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from fastdistill import step
 from fastdistill.batch import Batch
-from fastdistill.data.packing import collate
+from fastdistill.data.packing import Sequences, collate
 from fastdistill.losses.objective import Objective
 from fastdistill.machine import bytes_kept
 from fastdistill.models.encoder import Encoder
@@ -176,10 +176,15 @@ def test_pieces_are_chosen_before_memory_runs_out(world: Path, monkeypatch: pyte
     assert ours.most_tokens == 36
     assert said == ["memory has room for some 36 tokens at once, batches have 72: going on with 36"]
     assert not ours.recomputes
-    ours.most_tokens = 20  # as a checkpoint has it
-    ours.make_room(batch)
-    assert ours.most_tokens == 20
+    for known in (20, 10):  # as a checkpoint has it; a sequence has 15
+        ours.most_tokens = known
+        ours.make_room(batch)
+        assert ours.most_tokens == known
     assert len(said) == 1
+    assert ours.recompute()  # and is not forgotten where there is room for less than a sequence
+    monkeypatch.setattr(step, "free_bytes", lambda _: states)
+    ours.make_room(batch)
+    assert ours.most_tokens == known
 
 
 def test_moments_that_are_there_already_take_no_more_room(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,21 +208,27 @@ def test_the_longest_sequences_are_measured(world: Path, monkeypatch: pytest.Mon
     assert [piece.cu_seqlens.tolist() for piece in seen] == [[0, 15]]
 
 
+@pytest.mark.parametrize("shape", [(24, 8), (12, 512)], ids=["deep", "wide"])
 @pytest.mark.parametrize("losses", [Losses(hard=1.0), Losses(hidden=1.0, attention=1.0)], ids=["hard", "latent"])
-def test_what_is_computed_again_has_room_too(tmp_path: Path, losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_computed_again_has_room_too(
+    tmp_path: Path, losses: Losses, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All that is alive at once in a step fits into what it was judged by."""
-    folder = make_teacher(tmp_path, num_hidden_layers=24, intermediate_size=8)
+    layers, width = shape
+    folder = make_teacher(tmp_path, num_hidden_layers=layers, intermediate_size=width)
     models = [Encoder.load(folder, head="fresh", num_labels=2).train() for _ in range(2)]
-    objective = Objective(losses, ((24, 24),), *models)
+    objective = Objective(losses, ((layers, layers),), *models)
     runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)
     ours = step.Step(models[0], Live(models[1]), objective, Stage(losses=losses), runtime, lambda _: None)
     ours.recompute()
-    batch = collate(text(), np.arange(10).repeat(20))
+    batch = collate(Sequences(np.full(4096, 7), np.arange(0, 4097, 64), labels=np.arange(64) % 2), np.arange(64))
     states = 3 * sum(p.nbytes for p in ours.parameters)
-    room = 100_000 * batch.max_seqlen
+    room = 10_000_000
     monkeypatch.setattr(step, "free_bytes", lambda _: states + room)
     ours.make_room(batch)
     assert batch.max_seqlen < ours.most_tokens < batch.num_tokens
+    assert ours.student.layers is not None
+    assert len({layer.forward.func for layer in ours.student.layers}) == 1  # all are computed again
     with PeakBytes() as peak:
         ours.backward([batch])
     assert 0.2 * room < peak.most - sum(p.nbytes for p in ours.parameters) < room

@@ -14,6 +14,7 @@ from fastdistill.batch import Batch
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.families import has_token_types
+from tests.peak import PeakBytes
 
 LAYERS = frozenset({1, 2, 3})
 EVERYTHING = Taps(hidden=frozenset({0, 1, 2, 3}), logits=True)
@@ -204,3 +205,16 @@ def test_a_new_head_keeps_the_encoder(any_family: str) -> None:
     assert headed.model.config.problem_type is None
     with pytest.raises(ValueError, match="names 2 classes, num_labels is 3"):
         bare.with_fresh_head("classification", 3, {0: "a", 1: "b"})
+
+
+def test_what_goes_into_layers_that_are_computed_again_is_kept() -> None:
+    batch = make_batch([30] * 20)
+    peaks, counted = [], []
+    for depth in (12, 24):
+        encoder = tiny_encoder("bert", num_hidden_layers=depth).train()
+        assert encoder.checkpoint_layers()
+        with PeakBytes() as peak:
+            encoder(batch, Taps(hidden=frozenset({depth})))
+        peaks.append(peak.most)
+        counted.append(encoder.bytes_between_layers * batch.num_tokens)
+    assert peaks[1] - peaks[0] == pytest.approx(counted[1] - counted[0], rel=0.02)
