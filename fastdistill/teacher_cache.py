@@ -110,7 +110,7 @@ class Cached:
                     about = {
                         "origin": self._origin(name),
                         "scaling": repr(self.scaling),
-                        "sum": self._place(shard, name) + checksum(answer, self.scaling),
+                        "sum": checksum(self._place(shard, name), answer, self.scaling),
                     }
                     to = self._path(shard, name)
                     publish_file(to, partial(save_file, {ANSWER: answer}, metadata=about))
@@ -190,7 +190,7 @@ class Cached:
     def _place(self, shard: int, name: str) -> str:
         """The tap and the sequences ``[first, last)`` that a file holds."""
         first, last = self.bounds[shard : shard + 2]
-        return f"{name} {first}:{last} "
+        return f"{name} {first}:{last}"
 
     def _path(self, shard: int, name: str) -> Path:
         return self.folder / f"{shard:05d}" / f"{name}.safetensors"
@@ -210,7 +210,7 @@ class Cached:
         if (origin := about.get("origin", "")) != self._origin(name):
             self.foreign.add(origin)
             return False
-        if about.get("sum") != self._place(shard, name) + checksum(answer, scaling) or len(answer) != rows:
+        if about.get("sum") != checksum(self._place(shard, name), answer, scaling) or len(answer) != rows:
             return False
         self.scaling = scaling
         self.answers[shard, name] = answer
@@ -234,10 +234,10 @@ def halved(answer: Tensor) -> Tensor:
     return half if lost <= MOST_LOST * norm else answer
 
 
-def checksum(answer: Tensor, scaling: float) -> str:
-    """Of the bytes, dtype and shape, and what scores are scaled by."""
+def checksum(place: str, answer: Tensor, scaling: float) -> str:
+    """Of the bytes, dtype and shape, what scores are scaled by, and where it belongs."""
     content = answer.contiguous().flatten().view(torch.uint8).numpy()
-    return f"{zlib.crc32(content.data):08x} {answer.dtype} {tuple(answer.shape)} {scaling!r}"
+    return f"{place} {zlib.crc32(content.data):08x} {answer.dtype} {tuple(answer.shape)} {scaling!r}"
 
 
 def cached(

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from fastdistill import teacher_cache
 from fastdistill.checkpoint import HOST
@@ -24,8 +22,8 @@ from fastdistill.data.packing import NO_LABEL
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
-from fastdistill.teacher_cache import ANSWER, Cached, checksum
-from tests.cached import TAPS, fill, text
+from fastdistill.teacher_cache import Cached
+from tests.cached import TAPS, fill, put_wrong, text
 
 
 @pytest.fixture(autouse=True)
@@ -117,20 +115,13 @@ def test_verification_finds_an_answer_that_is_not_the_teachers(live: Live, tmp_p
     cache = fill(tmp_path, live, verify=5)
     assert cache.verify(live, TAPS, np.arange(60)) < 2e-3  # float16
     for shard in range(len(cache.bounds) - 1):
-        path = cache._path(shard, "hidden.3")
-        with safe_open(path, framework="pt") as file:
-            about, wrong = file.metadata(), 1.2 * file.get_tensor(ANSWER)
-        save_file({ANSWER: wrong}, path, about | {"sum": checksum(wrong, float(about["scaling"]))})
+        put_wrong(cache, shard, "hidden.3", lambda answer: 1.2 * answer)
     with pytest.raises(ValueError, match=r"differs from what the teacher says by 2.0e-01.*delete it"):
         fill(tmp_path, live, verify=6)
 
 
 def test_verification_finds_a_single_sequence(live: Live, tmp_path: Path) -> None:
-    path = fill(tmp_path, live)._path(1, "hidden.3")
-    with safe_open(path, framework="pt") as file:
-        about, wrong = file.metadata(), file.get_tensor(ANSWER).clone()
-    wrong[-1] = 0  # and of that a single token
-    save_file({ANSWER: wrong}, path, about | {"sum": checksum(wrong, float(about["scaling"]))})
+    put_wrong(fill(tmp_path, live), 1, "hidden.3", lambda answer: answer.index_fill(0, torch.tensor([-1]), 0.0))
     with pytest.raises(ValueError, match="differs from what the teacher says"):
         fill(tmp_path, live, verify=60)
 
