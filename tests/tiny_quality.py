@@ -33,10 +33,10 @@ def start(folder: Path, data: Path, *options: str, config: str = CONFIG) -> Work
     path = folder / "tiny.yaml"
     path.write_text(config)
     quality.main([f"--config={path}", f"--data={data}", f"--work={folder / 'work'}", *options])
-    return Work(folder / "work" / "tiny")
+    return Work(folder / "work")
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    paths = (folder / "work" / "tiny" / "jobs").rglob("result.json")
+    paths = (folder / "work" / "jobs").rglob("result.json")
     found = [json.loads(path.read_text()) | {"folder": path.parent} for path in paths]
     return {result["name"]: result for result in found}

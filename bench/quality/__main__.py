@@ -101,13 +101,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--config", type=Path, nargs="+", required=True, help="experiments, as YAML")
     parser.add_argument("--data", type=Path, help="folder that the paths of the experiments lie below")
-    parser.add_argument("--work", type=Path, default=Path("out/quality"), help="a folder in it for each experiment")
+    parser.add_argument("--work", type=Path, default=Path("out/quality"), help="folder of all that is done")
     parser.add_argument("--only", metavar="PATTERN", help="jobs whose names fit, such as '*/rte/*'")
     parser.add_argument("--most_seconds", type=float, default=float("inf"), help="begin no job that would take longer")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the jobs and whether they are done")
     what.add_argument("--collect", metavar="MACHINE", help="write the results of what is done")
     options = parser.parse_args(argv)
+    work = Work(options.work)
     try:
         experiments = {path.stem: read(path) for path in options.config}
         jobs = {name: all_jobs(experiment) for name, experiment in experiments.items()}
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
             for name, experiment in experiments.items():
                 from bench.quality.collect import collect
 
-                collected = collect(name, experiment, Work(options.work / name))
+                collected = collect(name, experiment, work)
                 path = RESULTS / options.collect / f"quality_{name}.json"
                 check_kept(path, collected)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,6 @@ def main(argv: list[str] | None = None) -> None:
     failed = []
     clock = Clock(options.most_seconds)
     for name, found in jobs.items():
-        work = Work(options.work / name)
         asked = found if options.only is None else chosen(with_needs(found), options.only)
         if options.list:
             print("\n".join(f"{work.state(job):<6} {name}  {job.name}" for job in with_needs(asked)))

@@ -1,4 +1,4 @@
-"""The folder that an experiment works in: what is done, what is still to do, how long it may take. Imports no torch.
+"""The folder that experiments work in: what is done, what is still to do, how long it may take. Imports no torch.
 
     jobs/NAME-DIGEST/result.json  predictions.npz  log.jsonl     of a job that is done
     jobs/NAME-DIGEST/model/                                      where other jobs start from it
@@ -6,7 +6,8 @@
     locks/                                                       who is at work on a job
     cache/                                                       tokenised text
 
-All but `result.json` and `predictions.npz` of a finished experiment may be deleted.
+A job that several experiments have is done once. Of a finished experiment all but `result.json` and `predictions.npz`
+may be deleted.
 """
 
 from __future__ import annotations
@@ -88,6 +89,6 @@ class Work:
                 with suppress(FileNotFoundError):
                     results.append(json.loads((Path(folder) / "result.json").read_text()))
         like = [result for result in results if result["kind"] == job.kind]
-        for what in ("row", "student", "task"):
+        for what in ("row", "student", "task", "steps"):
             like = [r for r in like if r[what] == getattr(job, what)] or like
         return max((r["seconds"] for r in like), default=0.0)

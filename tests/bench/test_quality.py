@@ -39,7 +39,7 @@ def test_every_job_is_done_once_and_leaves_no_more_than_it_must(done: Path) -> N
     assert sorted(found) == sorted(parts + [f"{name}{rate}" for name in tried for rate in ("", "/0.005", "/5e-05")])
     with_model = {name for name, result in found.items() if (result["folder"] / "model").exists()}
     assert with_model == {*parts, "teacher/reviews", "teacher/stars"}
-    assert not [path for path in (done / "work" / "tiny" / "runs").rglob("*") if path.is_file()]
+    assert not [path for path in (done / "work" / "runs").rglob("*") if path.is_file()]
 
 
 def test_the_best_teacher_on_validation_rows_teaches(done: Path) -> None:
@@ -124,12 +124,12 @@ def test_two_processes_share_the_work(
 ) -> None:
     """What another one is at work on, and what needs it, is left; what it has done meanwhile is not done again."""
     shutil.copytree(done / "work", tmp_path / "work")
-    jobs = tmp_path / "work" / "tiny" / "jobs"
+    jobs = tmp_path / "work" / "jobs"
     shutil.rmtree(jobs / "control")
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     found = {job.name: job for job in quality.with_needs(all_jobs(read(tmp_path / "tiny.yaml")))}
     busy = found["control/2x12/reviews/1/5e-05"]
-    with Work(tmp_path / "work" / "tiny").lock(busy) as free:
+    with Work(tmp_path / "work").lock(busy) as free:
         assert free
         start(tmp_path, data)
     assert f"left to the process that is at work on it: {busy.name}" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_two_processes_share_the_work(
 
 def test_the_best_of_the_trials_that_came_to_an_end(done: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(done / "work", tmp_path / "work")
-    shutil.rmtree(tmp_path / "work" / "tiny" / "jobs" / "control")
+    shutil.rmtree(tmp_path / "work" / "jobs" / "control")
     config = CONFIG.replace("learning_rates: [5e-5, 5e-3]\ncommon", "learning_rates: [5e-5, 1e30]\ncommon")
     with pytest.raises(SystemExit, match=r"1 jobs failed: control/2x12/reviews/1/1e\+30"):
         start(tmp_path, data, "--only=control/2x12/reviews/1*", config=config)
@@ -153,7 +153,7 @@ def test_there_is_no_choice_before_a_trial_that_failed_for_another_reason(
     from bench.quality import perform as module
 
     shutil.copytree(done / "work", tmp_path / "work")
-    shutil.rmtree(tmp_path / "work" / "tiny" / "jobs" / "control" / "2x12" / "reviews")
+    shutil.rmtree(tmp_path / "work" / "jobs" / "control" / "2x12" / "reviews")
     perform, full = module.perform, True
 
     def flaky(job: Job, *rest: Any) -> Any:
@@ -175,7 +175,7 @@ def test_killed_in_the_middle_and_started_again_gives_the_same(
 ) -> None:
     only = "--only=tiny/2x12/reviews/1"
     shutil.copytree(done / "work", tmp_path / "work")
-    jobs = tmp_path / "work" / "tiny" / "jobs"
+    jobs = tmp_path / "work" / "jobs"
     for job in ("general", "before", "tiny"):
         shutil.rmtree(jobs / job)
     step, calls, kills = torch.optim.AdamW.step, 0, [2, 6, 13]  # in GD, in GED, in TAD
@@ -210,20 +210,36 @@ def test_time_is_kept(done: Path, data: Path, tmp_path: Path, capsys: pytest.Cap
         "--config", f"{tmp_path / 'tiny.yaml'}", f"{tmp_path / 'other.yaml'}", f"--data={data}",
         f"--work={tmp_path / 'work'}", "--most_seconds=0",
     ])  # fmt: skip
-    assert len(results(tmp_path)) == 3
-    assert not (tmp_path / "work" / "other").exists(), "an experiment was begun when there was no time left"
+    assert len(results(tmp_path)) == 3, "an experiment was begun when there was no time left"
 
     (trial, *others) = [job for job in all_jobs(read(done / "tiny.yaml")) if job.name == "tiny/2x12/stars/1"][0].needs
     seconds = {name: result["seconds"] for name, result in results(done).items()}
-    work = Work(done / "work" / "tiny")
+    work = Work(done / "work")
     (work.jobs / ".torn.tmp").mkdir()
     (work.jobs / ".torn.tmp" / "result.json").touch()  # as a kill leaves it
     assert work.expected_seconds(trial) == max(seconds[job.name] for job in (trial, *others))
     unknown = replace(trial, row="new")
+    assert work.expected_seconds(unknown) == max(seconds[job.name] for job in (trial, *others)), "of as many steps"
+    assert trial.recipe is not None
+    ((last, stage),) = trial.recipe.stages.items()
+    unheard = replace(unknown, recipe=replace(trial.recipe, stages={last: replace(stage, steps=50)}))
     like = [seconds[f"{row}/2x12/stars/1/{rate}"] for row in ("tiny", "control") for rate in ("5e-05", "0.005")]
-    assert work.expected_seconds(unknown) == max(like)
+    assert work.expected_seconds(unheard) == max(like)
     assert Work(tmp_path / "none").expected_seconds(trial) == 0
     shutil.rmtree(work.jobs / ".torn.tmp")
+
+
+def test_what_experiments_share_is_done_once(done: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = done / "longer.yaml"
+    path.write_text(
+        "base: tiny.yaml\n" + CONFIG[CONFIG.index("budget:") :].replace("general_steps: 7", "general_steps: 9")
+    )
+    capsys.readouterr()
+    quality.main([f"--config={path}", f"--data={data}", f"--work={done / 'work'}", "--list"])
+    states = {line.split()[-1]: line[:6].rstrip() for line in capsys.readouterr().out.splitlines()}
+    shared = [name for name in states if name.startswith(("teacher", "control"))]
+    assert len(shared) == 12
+    assert {name for name, state in states.items() if state == "done"} == set(shared)
 
 
 def test_a_job_that_fails_stops_no_other(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +286,7 @@ def test_results_are_not_overwritten_by_fewer(
     path = tmp_path / "machine" / "quality_tiny.json"
     before = path.read_text()
     shutil.copytree(done / "work", tmp_path / "work")
-    shutil.rmtree(tmp_path / "work" / "tiny" / "jobs" / "control")
+    shutil.rmtree(tmp_path / "work" / "jobs" / "control")
     with pytest.raises(SystemExit, match=r"quality_tiny.json has 2 runs that .* such as control/2x12/reviews/1: coll"):
         start(tmp_path, data, "--collect=machine")
     assert path.read_text() == before
