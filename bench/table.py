@@ -129,6 +129,7 @@ AUGMENT_LOOPS = {
     "published": "one forward pass for each word",
     "padded": "the same, padded to 128 tokens",
     "packed": "fastdistill: all words of many sentences, packed",
+    "alone": "the same, of the masked text alone (`show_original: false`)",
 }
 
 
