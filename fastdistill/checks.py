@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastdistill import ranks
 from fastdistill.losses.objective import active_weights
-from fastdistill.recipe import Recipe, Stage, Task
+from fastdistill.recipe import Augment, Recipe, Stage, Task
 from fastdistill_kernels.checks import TEMPERATURES
 
 GENERAL = ("general", "masked")  # data that is general text
@@ -48,15 +48,22 @@ def check_values(recipe: Recipe) -> None:
             raise ValueError(f"{name} is {seed}: it must be from 0 to {2**32 - 1}")
     if recipe.verify_cache < 0:
         raise ValueError(f"verify_cache is {recipe.verify_cache}: it must be 0 or more")
-    others, given = recipe.teacher.others, recipe.teacher.weights
-    if given is not None and (len(given) != 1 + len(others) or not all(0 < w < math.inf for w in given)):
+    others, weights = recipe.teacher.others, recipe.teacher.weights
+    if weights is not None and (len(weights) != 1 + len(others) or not all(0 < w < math.inf for w in weights)):
         raise ValueError(
-            f"teacher.weights is {list(given)}: give {1 + len(others)} numbers above 0, one for each teacher"
+            f"teacher.weights is {list(weights)}: give {1 + len(others)} numbers above 0, one for each teacher"
         )
-    if (others or given) and not any(s.teacher == "finetuned" and not s.skip for s in recipe.stages.values()):
+    if (others or weights) and not any(s.teacher == "finetuned" and not s.skip for s in recipe.stages.values()):
         raise ValueError(
             f"teacher.{'others' if others else 'weights'} is given, but no stage has teacher: finetuned, which is what "
             "several teachers teach: give a stage that teacher, or leave the option out"
+        )
+    augment = [f.name for f in dataclasses.fields(Augment) if f.name != "paper_pairs"]
+    given = [name for name in augment if getattr(recipe.task.augment, name) != getattr(Augment(), name)]
+    if given and recipe.stages and not any(stage.data == "augmented" for stage in recipe.stages.values()):
+        raise ValueError(
+            f"task.augment.{given[0]} is given, but no stage has data: augmented: give a stage that data, or leave the "
+            "option out"
         )
     for option in ("logging_steps", "save_steps"):
         if getattr(recipe, option) < 1:

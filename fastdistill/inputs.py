@@ -27,7 +27,7 @@ from fastdistill.metrics import metrics_of
 from fastdistill.models.capture import Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.layermap import parse_layer_map
-from fastdistill.models.pretrained import Tokenizer, load_tokenizer
+from fastdistill.models.pretrained import Tokenizer, check_same_tokens, load_tokenizer
 from fastdistill.models.reduction import teacher_basis
 from fastdistill.models.student import make_student
 from fastdistill.recipe import HeadKind, Kind, Recipe, Stage
@@ -182,7 +182,7 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     student = make_student(teacher, recipe.student, recipe.seed)
     for path in (recipe.student.path, recipe.teacher.finetuned):
         if path not in (None, base):
-            _check_vocabulary(path, tokenizer)
+            check_same_tokens(path, tokenizer)
     longest = min(teacher.max_length, student.max_length)
     for what in {"general" if stage.data in GENERAL else "task" for stage in stages.values()}:
         if (length := getattr(recipe, what).max_length) > longest:
@@ -205,7 +205,7 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     others = {path: Encoder.load(path, head="finetuned", kind=kind) for path in recipe.teacher.others}
     for path, other in others.items():
         _check_alike(path, other, finetuned)
-        _check_vocabulary(path, tokenizer)
+        check_same_tokens(path, tokenizer)
     _check_objectives(recipe, stages, student, {"pretrained": masked, "finetuned": finetuned})
     task = load_task(recipe.task, tokenizer, recipe.seed) if needs_task else None
     if task is not None:
@@ -223,11 +223,8 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     if task is not None:
         headed = {recipe.teacher.finetuned: finetuned} if recipe.teacher.finetuned else {}
         for path, encoder in (headed | others).items():
-            if encoder.order_labels(task.label_names, inputs.num_labels):
-                names = ", ".join(task.label_names or ())
-                said.append(
-                    f"teacher: {path} has the classes in another order; its answers are put into the task's: {names}"
-                )
+            if told := encoder.order_labels(task.label_names, inputs.num_labels):
+                said.append(f"teacher: {path} {told}")
         for other in others.values():
             other.order_labels(finetuned.label_names if recipe.teacher.finetuned else None, inputs.num_labels)
     if augmented and task is not None:
@@ -322,15 +319,6 @@ def _first_projections(recipe: Recipe, student: Encoder, teacher: Encoder) -> di
     names = ["shared", *(f"layer_{layer}" for layer in range(student.num_hidden_layers + 1))]
     weights = {f"projections.{name}.weight": basis.clone() for name in names}
     return weights | {f"projections.{name}.bias": torch.zeros(teacher.hidden_size) for name in names}
-
-
-def _check_vocabulary(path: str, tokenizer: Tokenizer) -> None:
-    """A student of its own must read the same token ids as the teacher."""
-    other = load_tokenizer(path)
-    if other.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"{path} and the teacher have tokenizers with different vocabularies: both must read the same token ids"
-        )
 
 
 def _check_alike(path: str, other: Encoder, first: Encoder) -> None:

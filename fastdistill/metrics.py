@@ -164,20 +164,26 @@ def normalized(answer: str) -> str:
 
 
 def _overlap(one: str, other: str) -> float:
-    """F1 of the words of two answers; where one of them is empty, whether both are."""
+    """F1 of the words of two answers; 0 where they share none."""
     a, b = normalized(one).split(), normalized(other).split()
-    if not a or not b:
-        return float(a == b)
     common = sum((Counter(a) & Counter(b)).values())
-    return 2 * common / (len(a) + len(b))
+    return 2 * common / max(1, len(a) + len(b))
 
 
 def _answers(alike: Callable[[str, str], float]) -> Measure:
-    """The mean over rows of the likeness with the likest right answer, where there is none with the empty one."""
+    """The mean over rows of the likeness with the likest right answer, as SQuAD's programs have it.
+
+    That of version 2, where questions may lack an answer: right answers that normalise to nothing do not count, and of
+    a question without any the empty answer is right.
+    """
 
     def measure(predictions: list[str], gold: Gold) -> float:
-        rows = zip(predictions, gold.rows, strict=True)
-        return float(np.mean([max(alike(p, answer) for answer in own or ("",)) for p, own in rows]))
+        may_lack = not all(gold.rows)
+        scores = []
+        for p, own in zip(predictions, gold.rows, strict=True):
+            real = [answer for answer in own if normalized(answer)] if may_lack else own
+            scores.append(max(alike(p, answer) for answer in real) if real else float(not normalized(p)))
+        return float(np.mean(scores))
 
     return measure
 

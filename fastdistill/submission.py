@@ -84,8 +84,10 @@ def _read(source: Source, task: Task, tokenizer: Tokenizer) -> tuple[list[int], 
     assert task.text is not None
     assert task.max_length is not None
     texts = read_texts(source, task.text, "task.text")
-    pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair")
+    pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair", may_lack=True)
     indices = read_column(source, "idx", "task") if "idx" in source.columns else list(range(len(texts)))
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"{source.where}: column idx has the same number twice, of which a submission takes none")
     return indices, truncate_examples(tokenizer, texts, pairs, task.max_length)
 
 

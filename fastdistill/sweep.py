@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -28,8 +29,9 @@ def sweep(
 ) -> list[Values]:
     """Run `recipe` once for every combination of the values in `grid`, and say which is best on the validation rows.
 
-    Each run lies in a folder of its own under ``output_dir/runs``. The first one fine-tunes the teacher for all and
-    trains the control; ``output_dir`` gets a copy of the best student and sweep.md, one row for each run.
+    Each run lies in a folder of its own under ``output_dir/runs``. The first one fine-tunes the teacher for all, the
+    first that comes to an end trains the control; a run whose loss becomes infinite or NaN has no scores, and the
+    others go on. ``output_dir`` gets a copy of the best student and sweep.md, one row for each run.
 
     Args:
         recipe: what is not in the grid.
@@ -39,11 +41,12 @@ def sweep(
 
     Returns:
         Of every run its values, score on the validation rows (`validation`) and score on the held-out rows (`score`),
-        best first.
+        best first; None where it diverged.
 
     Raises:
         ValueError: a name that the recipe has not got, values that no run could use, a recipe whose last stage is not
             scored on validation rows, or an output directory that holds a single run.
+        FloatingPointError: every run diverged, or the teacher's fine-tuning did.
         OSError: something could not be read or written.
     """
     root = Path(recipe.output_dir).expanduser()
@@ -54,23 +57,28 @@ def sweep(
     for number, (values, variant) in enumerate(variants):
         folder = root / "runs" / f"{number:03d}"
         variant = dataclasses.replace(variant, output_dir=str(folder), teacher=teacher)
-        if number:
+        if any("control" in row for row in rows):
             variant = dataclasses.replace(variant, control=dataclasses.replace(variant.control, skip=True))
         there = ranks.agree(folder.exists)
-        report = run(variant, resume=resume and there, overwrite=overwrite and there)
+        report: Values = {}
+        try:
+            report = run(variant, resume=resume and there, overwrite=overwrite and there)
+        except FloatingPointError as error:  # with these values; the next ones may do
+            ended = error
+            print(f"run {folder.name} has no result: {error}")
         if number == 0 and teacher.finetuned is None and _needs_teacher(recipe):
+            if not ranks.agree(Workspace(folder).teacher.exists):
+                raise ended  # the teacher's own
             teacher = dataclasses.replace(teacher, finetuned=str(Workspace(folder).teacher))
-        control = report.get("control", {}).get("score")
-        rows.append(
-            {
-                "run": folder.name,
-                "values": values,
-                "validation": report["stages"][-1]["validation"],
-                "score": report["student"]["score"],
-            }
-            | ({"control": control} if control is not None else {})
-        )
-    rows.sort(key=lambda row: -row["validation"])  # of equals the first
+        row = {"run": folder.name, "values": values, "validation": None, "score": None}
+        if report:
+            row |= {"validation": report["stages"][-1]["validation"], "score": report["student"]["score"]}
+        if "control" in report:
+            row["control"] = report["control"]["score"]
+        rows.append(row)
+    if all(row["validation"] is None for row in rows):
+        raise ended
+    rows.sort(key=lambda row: -math.inf if row["validation"] is None else row["validation"], reverse=True)
     ranks.agree(lambda: _write(root, names, rows))
     return rows
 
@@ -132,17 +140,20 @@ def _check(recipe: Recipe, root: Path, variants: list[tuple[Values, Recipe]]) ->
 def _write(root: Path, names: list[str], rows: list[Values]) -> None:
     """sweep.json, sweep.md and the best student."""
     columns = [part.strip() for name in names for part in name.split(",")]
-    control = next((row["control"] for row in rows if "control" in row), None)
+    control = next((row for row in rows if "control" in row), None)
     lines = [
         f"| run | {' | '.join(columns)} | validation (%) | held out (%) |",
         "|---|" + "---:|" * (len(columns) + 2),
         *(
             f"| {row['run']} | {' | '.join(str(row['values'][name]) for name in columns)} | "
-            f"{100 * row['validation']:.2f} | {100 * row['score']:.2f} |"
+            + " | ".join("diverged" if row[x] is None else f"{100 * row[x]:.2f}" for x in ("validation", "score"))
+            + " |"
             for row in rows
         ),
     ]
-    said = "" if control is None else f" The control of run 000 has {100 * control:.2f} % on the held-out rows."
+    said = ""
+    if control is not None:
+        said = f" The control of run {control['run']} has {100 * control['control']:.2f} % on the held-out rows."
     best = root / "runs" / rows[0]["run"] / "student"
     text = "\n".join([*lines, "", f"Best on the validation rows first; its student is {root / 'student'}.{said}", ""])
 

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from fastdistill import Recipe
+from fastdistill import Augment, Recipe
 from tests.bad_files import (
     answers,
+    cased,
     classifier,
     configured,
     listed_labels,
@@ -216,6 +217,18 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
     "vocabularies that differ in words": (
         lambda r, t: replace(r, student=type(r.student)(path=str(other_vocabulary(t, size=27)))),
         ("vocabular",),
+    ),
+    "tokenizers that differ in case": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(cased(t)))),
+        ("reads 'The' as", "the same token ids"),
+    ),
+    "augmentation that nothing reads": (
+        lambda r, t: replace(r, task=replace(r.task, augment=Augment(vectors="none.txt"))),
+        ("task.augment.vectors is given", "data: augmented"),
+    ),
+    "names of classes for a regression": (
+        lambda r, t: replace(r, task=replace(r.task, kind="regression", label_names=("a", "b"))),
+        ("task.label_names", "regression"),
     ),
     "head never fine-tuned": (
         lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=r.teacher.path)),

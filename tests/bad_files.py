@@ -79,6 +79,15 @@ def torn(folder: Path) -> Path:
     return path.parent
 
 
+def cased(folder: Path) -> Path:
+    """A teacher whose tokenizer has the words of all others, and does not lower their letters."""
+    make_teacher(folder / "cased", head=True)
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = None
+    tokenizer.save_pretrained(folder / "cased")
+    return folder / "cased"
+
+
 def other_vocabulary(folder: Path, size: int, head: bool = False) -> Path:
     words = [f"word{i}" for i in range(size - 5)]
     make_teacher(folder / "other", head=head, vocab_size=size)

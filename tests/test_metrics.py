@@ -132,6 +132,15 @@ def test_answers_as_squad_compares_them() -> None:
     assert score("f1", ["Denver", "", "something"], gold) == pytest.approx((2 * 1 / 3) / 3)
 
 
+def test_answers_of_articles_alone_as_each_version_of_squad_counts_them() -> None:
+    """Version 2 leaves such right answers out; in version 1.1 nothing overlaps nothing, and yet they are equal."""
+    second = Gold("span", [("the", "The cat"), ("the",), ()])
+    assert score("exact_match", ["a", "a", "an"], second) == score("f1", ["a", "a", "an"], second) == 2 / 3
+    first = Gold("span", [("the", "The cat"), ("the",)])
+    assert score("exact_match", ["a", "cat"], first) == 0.5
+    assert score("f1", ["a", "cat"], first) == 0
+
+
 @pytest.mark.parametrize(
     ("task", "metrics"),
     [

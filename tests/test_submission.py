@@ -94,6 +94,14 @@ def test_a_student_with_its_classes_in_another_order(tmp_path: Path) -> None:
         assert answer == ("not_entailment", "entailment")[int(logits.argmax())]
 
 
+def test_rows_of_one_number_are_refused(tmp_path: Path) -> None:
+    row = json.dumps({"sentence": "good film", "idx": 4})
+    (tmp_path / "test.jsonl").write_text(f"{row}\n{row}\n")
+    folder = student(tmp_path / "student", TASKS["sst2"].label_names)
+    with pytest.raises(ValueError, match=r"test\.jsonl: column idx has the same number twice"):
+        write_submission(folder, Task(name="sst2", path=str(tmp_path)), tmp_path / "out")
+
+
 def test_the_command_writes_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hidden_rows(tmp_path / "data", TASKS["mnli"], "matched")
     folder = student(tmp_path / "student", TASKS["mnli"].label_names)

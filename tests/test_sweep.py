@@ -56,6 +56,23 @@ def test_best_on_the_validation_rows_comes_first(world: Path, tmp_path: Path) ->
     assert times == [(out / "runs" / f"{n:03d}" / "report.json").stat().st_mtime_ns for n in range(4)]
 
 
+def test_a_run_that_diverges_has_no_scores_and_the_others_go_on(world: Path, tmp_path: Path) -> None:
+    recipe, out = small(world, tmp_path / "out"), tmp_path / "out"
+    rows = sweep(recipe, {"kd.optim.learning_rate": [1e38, 1e-4]})
+    assert [(row["run"], row["validation"] is None) for row in rows] == [("001", False), ("000", True)]
+    assert (rows[1]["score"], "control" in rows[0]) == (None, True)
+    told = (out / "sweep.md").read_text()
+    assert "| 000 | 1e+38 | diverged | diverged |" in told
+    assert "The control of run 001 has" in told
+    assert sweep(recipe, {"kd.optim.learning_rate": [1e38, 1e-4]}, resume=True) == rows
+
+
+def test_where_all_diverge_the_reason_is_given(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="stage kd, step"):
+        sweep(small(world, tmp_path / "out"), {"kd.optim.learning_rate": [1e38, 2e38]})
+    assert not (tmp_path / "out" / "sweep.md").exists()
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [

@@ -123,19 +123,13 @@ def _table(
 
 @dataclass(frozen=True)
 class Cell:
-    """A method on a task: the runs with each seed, and the resampled differences from the row it is compared with."""
+    """A method on a task: the runs with each seed; of those that the row it is compared with has as well, the seeds,
+    and the resampled differences from it."""
 
     runs: dict[int, Result]
-    difference: float | None
-    differences: np.ndarray | None
-
-    @property
-    def score(self) -> float:
-        return fmean(run["score"] for run in self.runs.values())
-
-    @property
-    def teacher(self) -> float:
-        return fmean(run["teacher_score"] for run in self.runs.values())
+    compared: tuple[int, ...] = ()
+    difference: float = 0.0
+    differences: np.ndarray | None = None
 
 
 def _cell(
@@ -143,47 +137,50 @@ def _cell(
 ) -> Cell:
     places = {seed: (row, student, task, seed) for seed in table.seeds}
     runs = {seed: results[place] for seed, place in places.items() if place in results}
-    pairs = [
-        (place, other)
+    pairs = {
+        seed: (place, other)
         for seed, place in places.items()
         if place in results and (other := (table.against, student, task, seed)) in results
-    ]
+    }
     if row == table.against or not pairs:
-        return Cell(runs, None, None)
+        return Cell(runs)
     return Cell(
         runs,
-        fmean(results[a]["score"] - results[b]["score"] for a, b in pairs),
-        over_seeds(np.stack([resampled[a] - resampled[b] for a, b in pairs])),
+        tuple(pairs),
+        fmean(results[a]["score"] - results[b]["score"] for a, b in pairs.values()),
+        over_seeds(np.stack([resampled[a] - resampled[b] for a, b in pairs.values()])),
     )
 
 
 def _row(cells: list[Cell], tasks: list[str]) -> dict[str, Any]:
-    """Every task, and the average where no task lacks."""
+    """Every task, and the average over those seeds that no task lacks."""
     runs = [run for cell in cells for run in cell.runs.values()]
     return {
         "parameters": _distinct(run["parameters"] for run in runs),
         "seconds": fmean(sum(s["seconds"] for s in run["stages"]) for run in runs) if runs else None,
         "steps": _distinct(run["steps"] for run in runs),
         "tasks": {task: _figures([cell]) for task, cell in zip(tasks, cells, strict=True) if cell.runs},
-        "average": _figures(cells) if all(cell.runs for cell in cells) else None,
+        "average": _figures(cells) if set.intersection(*(set(cell.runs) for cell in cells)) else None,
     }
 
 
 def _figures(cells: list[Cell]) -> dict[str, Any]:
     """The mean over tasks, its standard deviation over the seeds, what is kept of the teacher's, and the verdict."""
     seeds = [seed for seed in cells[0].runs if all(seed in cell.runs for cell in cells)]
-    by_seed = [fmean(cell.runs[seed]["score"] for cell in cells) for seed in seeds]
-    score, taught = fmean(cell.score for cell in cells), fmean(cell.teacher for cell in cells)
-    differences = [cell.differences for cell in cells if cell.differences is not None]
-    compared = None
+    by_seed, taught = (
+        [fmean(cell.runs[seed][of] for cell in cells) for seed in seeds] for of in ("score", "teacher_score")
+    )
+    score, teacher = fmean(by_seed), fmean(taught)
+    compared, paired = None, cells[0].compared
+    differences = [cell.differences for cell in cells if cell.differences is not None and cell.compared == paired]
     if len(differences) == len(cells):
-        observed = fmean(cell.difference for cell in cells if cell.difference is not None)
-        compared = {"difference": observed, **judge(np.mean(differences, axis=0))}
+        observed = fmean(cell.difference for cell in cells)
+        compared = {"seeds": list(paired), "difference": observed, **judge(np.mean(differences, axis=0))}
     return {
         "seeds": seeds,
         "rates": min(len(run["trials"]) for cell in cells for run in cell.runs.values()),
         "score": score,
         "sd": stdev(by_seed) if len(by_seed) > 1 else None,
-        "retention": score / taught if taught > 0 else None,
+        "retention": score / teacher if teacher > 0 else None,
         "against": compared,
     }

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.quality.config import VARIED, Experiment, Method, lineage, recipe_of
-from fastdistill import Corpus, Recipe, Stage, Student, Task, Teacher
+from fastdistill import Augment, Corpus, Recipe, Stage, Student, Task, Teacher
 from fastdistill.cli import overridden
 
 GENERAL = ("general", "masked")  # what stages read that has no labels of the task
@@ -220,9 +220,11 @@ def run_of(experiment: Experiment, row: Row, student: str, task: str, seed: int,
 
 
 def staged(recipe: Recipe, stages: list[tuple[str, Stage]]) -> Recipe:
-    """`recipe` with these stages, and with general text only where one of them reads it."""
-    reads = any(stage.data in GENERAL for _, stage in stages)
-    return replace(recipe, stages=dict(stages), general=recipe.general if reads else Corpus())
+    """`recipe` with these stages, and with general text and an augmentation only where one of them reads it."""
+    read = {stage.data for _, stage in stages}
+    task = recipe.task if "augmented" in read else replace(recipe.task, augment=Augment())
+    general = recipe.general if read & set(GENERAL) else Corpus()
+    return replace(recipe, stages=dict(stages), general=general, task=task)
 
 
 def resolved(experiment: Experiment, row: Row, student: str, task: str, seed: int) -> Recipe:

@@ -141,8 +141,8 @@ def verdicts(found: dict[str, Any], table: dict[str, Any], tasks: list[str], row
     ]
     for key, row in rows.items():
         if key != table["against"]:
-            cells = [_verdict(row["tasks"].get(task)) for task in tasks]
-            cells += [_verdict(row["average"])] if average else []
+            cells = [_verdict(row["tasks"].get(task), table["seeds"]) for task in tasks]
+            cells += [_verdict(row["average"], table["seeds"])] if average else []
             lines.append(f"| {_title(found, key)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -166,10 +166,10 @@ def _cell(cell: dict[str, Any] | None, seeds: list[int], rates: int) -> str:
     return f"{_percent(cell['score'])}{spread}{remarks}"
 
 
-def _verdict(cell: dict[str, Any] | None) -> str:
+def _verdict(cell: dict[str, Any] | None, seeds: list[int]) -> str:
     if cell is None or cell["against"] is None:
         return NOT_RUN
     found = cell["against"]
-    return (
-        f"{found['verdict']} {100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
-    )
+    paired = f"; {len(found['seeds'])} of {len(seeds)} seeds" if len(found["seeds"]) < len(seeds) else ""
+    low, high = (f"{100 * found[end]:+.1f}" for end in ("low", "high"))
+    return f"{found['verdict']} {100 * found['difference']:+.1f} ({low} to {high}{paired})"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import mode
 from typing import Any
 
@@ -13,6 +15,34 @@ import numpy as np
 # GLUE and others publish their test texts with this label.
 HIDDEN = "-1"
 Answers = tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What labels may be.
+
+    Args:
+        names: by index; None where there are no classes.
+        vectors: labels are lists of a 0 or 1 for each class.
+        found: the names are those that occur in train, so that numbers tell no place among them.
+    """
+
+    names: tuple[str, ...] | None = None
+    vectors: bool = False
+    found: bool = False
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Where each label stands, by its name; by its number too where somebody gave the order, and no name is one."""
+        names = self.names or ()
+        places = {name: index for index, name in enumerate(names)}
+        if not self.found and not any(map(_is_whole, names)):
+            places |= {str(index): index for index in range(len(names))}
+        return places
+
+    def __str__(self) -> str:
+        names = self.names or ()
+        return f"{len(names)} classes ({', '.join(names[:10])}{f' and {len(names) - 10} more' * (len(names) > 10)})"
 
 
 def is_hidden(label: Any) -> bool:
@@ -30,22 +60,19 @@ def distinct_names(labels: Sequence[Any]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int if all(map(_is_whole, names)) else str))
 
 
-def class_indices(labels: Sequence[Any], names: Sequence[str], where: str) -> np.ndarray:
-    """``(N,)`` int64 positions in `names` of labels that are class names or positions themselves.
-
-    Numbers are positions only where no class has a number for its name.
+def class_indices(labels: Sequence[Any], classes: Classes, where: str) -> np.ndarray:
+    """``(N,)`` int64 places of labels among the classes.
 
     Raises:
-        ValueError: a label is missing or is none of the names.
+        ValueError: a label is missing or is none of the classes.
     """
-    indices = _indices(names)
     for row, label in enumerate(labels, start=1):
-        if label is None or _as_text(label) not in indices:
+        if label is None or _as_text(label) not in classes.index:
             raise ValueError(
-                f"{where}, row {row}: label {label!r} is none of the {len(names)} classes ({_shown(names)}); "
-                "correct the row, or set task.label_names (for numbers to predict, set task.kind to regression)"
+                f"{where}, row {row}: label {label!r} is none of the {classes}; correct the row, or set "
+                "task.label_names, in the order of their numbers (for numbers to predict, set task.kind to regression)"
             )
-    return np.array([indices[_as_text(label)] for label in labels], np.int64)
+    return np.array([classes.index[_as_text(label)] for label in labels], np.int64)
 
 
 def width_of_vectors(labels: Sequence[Any], classes: int | None = None) -> int | None:
@@ -63,43 +90,44 @@ def width_of_vectors(labels: Sequence[Any], classes: int | None = None) -> int |
     return width if 2 * alike > len(lists) else None
 
 
-def class_vectors(labels: Sequence[Any], names: Sequence[str], vectors: bool, where: str) -> np.ndarray:
-    """``(N, C)`` float32, 1 where a text has the class, of lists of classes or (`vectors`) of a 0 or 1 for each.
+def class_vectors(labels: Sequence[Any], classes: Classes, where: str) -> np.ndarray:
+    """``(N, C)`` float32, 1 where a text has the class, of lists of classes or of a 0 or 1 for each.
 
     Raises:
-        ValueError: a label is no list, names a class that there is not or twice, or is of another length than `names`
-            or not of 0 and 1.
+        ValueError: a label is no list, names a class that there is not or twice, or is a vector of another length or
+            not of 0 and 1.
     """
-    has, indices = np.zeros((len(labels), len(names)), np.float32), _indices(names)
+    width, index = len(classes.names or ()), classes.index
+    has = np.zeros((len(labels), width), np.float32)
     for row, label in enumerate(labels, start=1):
-        place = f"{where}, row {row}: label {label!r:.60}"
+        at = f"{where}, row {row}: label {label!r:.60}"
         if not isinstance(label, list):
-            raise ValueError(f"{place} is no list of classes; correct the row, or set task.kind to classification")
-        if vectors and len(label) != len(names):
-            raise ValueError(
-                f"{place} has {len(label)} entries for {len(names)} classes ({_shown(names)}); give a 0 or 1 for each"
-            )
-        if vectors and not _is_binary(label):
-            raise ValueError(f"{place} is no list of 0 and 1, as labels of train are; correct the row")
-        found = [i for i, x in enumerate(label) if x] if vectors else [indices.get(_as_text(x), -1) for x in label]
+            raise ValueError(f"{at} is no list of classes; correct the row, or set task.kind to classification")
+        if classes.vectors and len(label) != width:
+            raise ValueError(f"{at} has {len(label)} entries for {classes}; give a 0 or 1 for each")
+        if classes.vectors and not _is_binary(label):
+            raise ValueError(f"{at} is no list of 0 and 1, as labels of train are; correct the row")
+        if classes.vectors:
+            found = [place for place, x in enumerate(label) if x]
+        else:
+            found = [index.get(_as_text(x), -1) for x in label]
         if -1 in found or len(set(found)) < len(found):
             raise ValueError(
-                f"{place} must name each class once, of the {len(names)} classes ({_shown(names)}); correct the row, "
-                "or set task.label_names"
+                f"{at} must name each class once, of the {classes}; correct the row, or set task.label_names"
             )
         has[row - 1, found] = 1.0
     return has
 
 
 def tag_indices(
-    labels: Sequence[Any], words: Sequence[Sequence[str]], names: Sequence[str], where: str
+    labels: Sequence[Any], words: Sequence[Sequence[str]], classes: Classes, where: str
 ) -> list[np.ndarray]:
-    """For every row the int64 positions in `names` of its tags, one for each word.
+    """For every row the int64 places of its tags among the classes, one for each word.
 
     Raises:
-        ValueError: a row has another number of tags than of words, or a tag that is none of the names.
+        ValueError: a row has another number of tags than of words, or a tag that is none of the classes.
     """
-    indices, found = _indices(names), []
+    found = []
     for row, (tags, own) in enumerate(zip(labels, words, strict=True), start=1):
         if not isinstance(tags, list) or len(tags) != len(own):
             count = (
@@ -107,12 +135,12 @@ def tag_indices(
             )
             raise ValueError(f"{where}, row {row} {count} for {len(own)} words; give one tag for each word")
         for number, tag in enumerate(tags, start=1):
-            if tag is None or _as_text(tag) not in indices:
+            if tag is None or _as_text(tag) not in classes.index:
                 raise ValueError(
-                    f"{where}, row {row}: tag {number} is {tag!r}, none of the {len(names)} tags ({_shown(names)}); "
-                    "correct the row, or set task.label_names"
+                    f"{where}, row {row}: tag {number} is {tag!r}, none of the {classes}; correct the row, or set "
+                    "task.label_names"
                 )
-        found.append(np.array([indices[_as_text(tag)] for tag in tags], np.int64))
+        found.append(np.array([classes.index[_as_text(tag)] for tag in tags], np.int64))
     return found
 
 
@@ -132,7 +160,7 @@ def answers(labels: Sequence[Any], contexts: Sequence[str], where: str) -> list[
                 'they begin, as {"text": ["..."], "answer_start": [0]}, with empty lists where there is no answer'
             ) from None
         for start, text in own:
-            if not text or start < 0 or context[start : start + len(text)] != text:
+            if not text.strip() or start < 0 or context[start : start + len(text)] != text:
                 raise ValueError(
                     f"{where}, row {row}: the answer {text!r:.60} does not stand at character {start} of its context "
                     f"of {len(context)}; correct or remove the row"
@@ -163,18 +191,6 @@ def regression_targets(labels: Sequence[Any], where: str) -> np.ndarray:
 
 def _is_binary(label: list[Any]) -> bool:
     return all(isinstance(x, int | float) and x in (0, 1) for x in label)
-
-
-def _indices(names: Sequence[str]) -> dict[str, int]:
-    """Where each label stands, by its name; by its number too where no name is a number."""
-    indices = {name: index for index, name in enumerate(names)}
-    if not any(map(_is_whole, names)):
-        indices |= {str(index): index for index in range(len(names))}
-    return indices
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _as_text(label: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastdistill.data.labels import (
+    Classes,
     answers,
     class_indices,
     class_vectors,
@@ -22,7 +23,9 @@ from fastdistill.data.labels import (
 )
 from fastdistill.data.source import Source, from_files, from_hub, local_files, split_of
 from fastdistill.recipe import Task
+from fastdistill.tasks import TASKS
 
+SOURCE = "source_id"  # column of augmented data: which row a copy comes from
 VALIDATION = ("validation", "valid", "val", "dev")  # names of that split, of which the first that there is is used
 
 
@@ -117,38 +120,48 @@ def said_of_splits(task: Task, sources: dict[str, Source]) -> list[str]:
     return said
 
 
-def classes_of(source: Source, task: Task, labels: list[Any]) -> tuple[tuple[str, ...] | None, bool]:
-    """Class names by index, and whether labels are vectors of a 0 or 1 for each class; of train, for all splits.
-
-    The names are those of the task, of the data set, or those that occur; None where there are no classes.
+def classes_of(source: Source, task: Task, labels: list[Any]) -> Classes:
+    """What labels may be, by train, for all splits: the names are those of the task, of the data set, or what occurs.
 
     Raises:
-        ValueError: the task names another number of classes than the data set declares.
+        ValueError: the task names classes where there are none, or others than the data set declares.
     """
     assert task.label is not None
     given, declared = task.label_names, source.class_names(task.label)
     if task.kind in ("regression", "span"):
-        return None, False
+        if given:
+            raise ValueError(f"task.label_names is {list(given)}, but a {task.kind} task has no classes: leave it out")
+        return Classes()
     if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
         raise ValueError(f"task.label_names is {list(given)}: give two or more names, each once, or leave it out")
     if given and declared and len(given) != len(declared):
         raise ValueError(
             f"task.label_names has {len(given)} names, {source.where} declares {len(declared)}: {', '.join(declared)}"
         )
+    by_definition = task.name in TASKS and given == TASKS[task.name].label_names
+    if by_definition and declared and not all(map(str.isdigit, declared)) and not _same(declared, given or ()):
+        raise ValueError(
+            f"{source.where} declares the classes {', '.join(declared)}, task.name={task.name} has "
+            f"{', '.join(given or ())}: set task.label_names in the order of the data's, or leave task.name out"
+        )
     width = None
     if task.kind == "multilabel" and not declared:
         width = width_of_vectors(labels, len(given) if given else None)
     if names := given or declared:
-        return names, width is not None
+        return Classes(names, vectors=width is not None)
     if width is not None:
-        return tuple(map(str, range(width))), True
-    lists = task.kind in ("multilabel", "tagging")
-    return distinct_names([x for label in labels if isinstance(label, list) for x in label] if lists else labels), False
+        return Classes(tuple(map(str, range(width))), vectors=True)
+    if task.kind in ("multilabel", "tagging"):
+        labels = [x for label in labels if isinstance(label, list) for x in label]
+    return Classes(distinct_names(labels), found=True)
 
 
-def read_rows(
-    source: Source, task: Task, labels: list[Any], names: tuple[str, ...] | None, vectors: bool, origin: str
-) -> Rows:
+def _same(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether they are the same classes, in whatever order; upper and lower case are the same."""
+    return sorted(map(str.casefold, some)) == sorted(map(str.casefold, others))
+
+
+def read_rows(source: Source, task: Task, labels: list[Any], classes: Classes, origin: str) -> Rows:
     """The rows of a split, of which the labels were read already; without those that have no words (tagging).
 
     Raises:
@@ -157,12 +170,13 @@ def read_rows(
     assert task.text is not None
     assert task.label is not None
     texts = (_read_words if task.kind == "tagging" else read_texts)(source, task.text, "task.text")
-    pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair")
+    pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair", may_lack=task.kind != "span")
     groups = None if task.group is None else np.array([str(x) for x in read_column(source, task.group, "task.group")])
-    declared = source.class_names(task.label)
-    if names and declared and set(declared) == set(names):  # numbers are positions in the data's own order
-        labels = [_named(label, declared) for label in labels]
-    found = _read_labels(task, labels, texts, pairs, names, vectors, source.where)
+    names, declared = classes.names, source.class_names(task.label)
+    if names and declared and _same(declared, names):  # numbers are positions in the data's own order
+        spelt = {name.casefold(): name for name in names}
+        labels = [_named(label, [spelt[name.casefold()] for name in declared]) for label in labels]
+    found = _read_labels(task, labels, texts, pairs, classes, source.where)
     rows = Rows(texts, pairs, found, origin, groups)
     kept = np.array([bool(text) for text in texts])
     if not kept.any():
@@ -175,8 +189,7 @@ def _read_labels(
     labels: list[Any],
     texts: list[Any],
     pairs: list[str] | None,
-    names: Sequence[str] | None,
-    vectors: bool,
+    classes: Classes,
     where: str,
 ) -> np.ndarray | list[Any]:
     if task.kind == "regression":
@@ -184,12 +197,11 @@ def _read_labels(
     if task.kind == "span":
         assert pairs is not None, "complete() asks for the context"
         return answers(labels, pairs, where)
-    assert names is not None
     if task.kind == "multilabel":
-        return class_vectors(labels, names, vectors, where)
+        return class_vectors(labels, classes, where)
     if task.kind == "tagging":
-        return tag_indices(labels, texts, names, where)
-    return class_indices(labels, names, where)
+        return tag_indices(labels, texts, classes, where)
+    return class_indices(labels, classes, where)
 
 
 def _named(label: Any, names: Sequence[str]) -> Any:
@@ -198,14 +210,7 @@ def _named(label: Any, names: Sequence[str]) -> Any:
     return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
 
 
-def labelled_rows(
-    source: Source,
-    task: Task,
-    names: tuple[str, ...] | None,
-    vectors: bool,
-    origin: str,
-    say: Callable[[str], None],
-) -> Rows | None:
+def labelled_rows(source: Source, task: Task, classes: Classes, origin: str, say: Callable[[str], None]) -> Rows | None:
     """The rows of a split; None where its labels are not published, which `say` takes.
 
     Raises:
@@ -222,7 +227,7 @@ def labelled_rows(
     if all(map(is_hidden, labels)):
         say(f"task: {source.where} has no published labels; its rows are not used")
         return None
-    return read_rows(source, task, labels, names, vectors, origin)
+    return read_rows(source, task, labels, classes, origin)
 
 
 def read_column(source: Source, column: str, option: str) -> list[Any]:
@@ -230,15 +235,15 @@ def read_column(source: Source, column: str, option: str) -> list[Any]:
     return [value for batch in source.read(column, option=option) for value in batch[column]]
 
 
-def read_texts(source: Source, column: str, option: str) -> list[str]:
-    """All texts of a column.
+def read_texts(source: Source, column: str, option: str, *, may_lack: bool = False) -> list[str]:
+    """All texts of a column, which `may_lack` some: second texts of pairs, of which QQP has two that are empty.
 
     Raises:
         ValueError: one is empty or no text; the message names the row.
     """
     texts = read_column(source, column, option)
     for row, text in enumerate(texts, start=1):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not (may_lack or text.strip()):
             fault = "is empty" if isinstance(text, str) else f"is {text!r:.40}, not text"
             raise ValueError(f"{source.where}, row {row}: column {column!r} {fault}; correct or remove the row")
     return texts

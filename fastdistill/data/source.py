@@ -17,12 +17,14 @@ from functools import cached_property
 from glob import escape, glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from datasets import ClassLabel, Features, IterableDataset, Value
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+# by separator: in tables like GLUE's a quote is a quote
+QUOTING: dict[str, Literal[0, 3]] = {",": csv.QUOTE_MINIMAL, "\t": csv.QUOTE_NONE}
 COMPRESSIONS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 KNOWN = f"{', '.join(FORMATS)}, also with {', '.join(COMPRESSIONS)}"
 NO_ROWS = "has no rows; give data with at least one"
@@ -197,8 +199,8 @@ def _stream(files: list[Path]) -> IterableDataset:
         # read every column as text: guessed types would turn the text "NA" into nothing and "007" into 7
         features = Features({column: Value("string") for column in columns})
         options = {
-            "sep": separator, "names": columns, "header": 0, "features": features, "keep_default_na": False,
-            "index_col": False,
+            "sep": separator, "quoting": QUOTING[separator], "names": columns, "header": 0, "features": features,
+            "keep_default_na": False, "index_col": False,
         }  # fmt: skip
     names = [escape(str(file.resolve())) for file in files]
     # datasets leaves a lock file for every set of files that it opens: keep those out of the user's cache
@@ -210,7 +212,8 @@ def _stream(files: list[Path]) -> IterableDataset:
 def _header(file: Path, separator: str) -> list[str]:
     """The column names; a column without one, as pandas writes its index, is called as pandas calls it."""
     with COMPRESSIONS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig", newline="") as stream:
-        names = next((row for row in csv.reader(stream, delimiter=separator) if row), [])
+        rows = csv.reader(stream, delimiter=separator, quoting=QUOTING[separator])
+        names = next((row for row in rows if row), [])
     return [name or f"Unnamed: {number}" for number, name in enumerate(names)]
 
 

@@ -33,8 +33,8 @@ def cut_windows(
 ) -> tuple[Sequences, Windows]:
     """Windows of at most `max_length` tokens: the question, and a part of its context.
 
-    The label of a window is the first and last token of the first answer; both are the place of [CLS] where the window
-    does not hold all of it, or there is none. A question may take half of the tokens; a longer one is cut.
+    The label of a window is the first and last token of the first answer that it holds all of; both are the place of
+    [CLS] where there is none. A question may take half of the tokens; a longer one is cut.
     `counts`: examples, windows, tokens, cut questions, and lost answers, which no window holds.
     """
     kept = [_cut_question(tokenizer, question, max_length // 2) for question in questions]
@@ -50,7 +50,8 @@ def cut_windows(
         for row, encoding in zip(encoded["overflow_to_sample_mapping"], encoded.encodings, strict=True):
             of_context = np.array([part == 1 for part in encoding.sequence_ids])
             spans = np.where(of_context[:, None], np.array(encoding.offsets, np.int32), -1)
-            place = _place(spans, *answers[start + row][0]) if answers[start + row] else None
+            places = (_place(spans, *answer) for answer in answers[start + row])
+            place = next((found for found in places if found), None)
             held[start + row] |= place is not None
             rows.append(start + row)
             ids.append(np.array(encoding.ids, np.int32))
@@ -76,8 +77,10 @@ def cut_windows(
 
 
 def _place(spans: np.ndarray, start: int, text: str) -> tuple[int, int] | None:
-    """First and last token of an answer, by the characters of each token; None where the window lacks some of it."""
-    end, real = start + len(text), np.flatnonzero(spans[:, 1] > spans[:, 0])
+    """First and last token of an answer, by the characters of each token; None where the window lacks some of it.
+    White space at its ends may be no token's."""
+    end, start = start + len(text.rstrip()), start + len(text) - len(text.lstrip())
+    real = np.flatnonzero(spans[:, 1] > spans[:, 0])
     inside = real[(spans[real, 1] > start) & (spans[real, 0] < end)]
     whole = len(inside) > 0 and spans[real[0], 0] <= start and spans[real[-1], 1] >= end
     return (int(inside[0]), int(inside[-1])) if whole else None

@@ -12,6 +12,7 @@ from fastdistill.data.columns import complete, train_split
 from fastdistill.data.gold import Gold
 from fastdistill.data.packing import NO_LABEL, Sequences
 from fastdistill.data.rows import (
+    SOURCE,
     VALIDATION,
     Rows,
     classes_of,
@@ -75,21 +76,25 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     if task.kind == "span":
         check_stride(tokenizer, task.max_length, task.doc_stride or 0)
     train_labels = read_column(train_source, task.label, "task.label")
-    names, vectors = classes_of(train_source, task, train_labels)
+    classes = classes_of(train_source, task, train_labels)
+    names = classes.names
     if task.group is not None and len(names or ()) != 2:
         raise ValueError(f"task.group ranks rows that are right or wrong, this task has {len(names or ())} classes")
-    train = read_rows(train_source, task, train_labels, names, vectors, "train")
+    train = read_rows(train_source, task, train_labels, classes, "train")
     said = said_of_splits(task, sources)
 
     def labelled(found: dict[str, Source], origin: str) -> dict[str, Rows]:
-        read = {
-            ending: labelled_rows(source, task, names, vectors, origin, said.append) for ending, source in found.items()
-        }
+        read = {ending: labelled_rows(source, task, classes, origin, said.append) for ending, source in found.items()}
         return {ending: rows for ending, rows in read.items() if rows}
 
     tests = labelled(splits_named(sources, "test"), "test")
     held = splits_named(sources, *VALIDATION)
     validations = labelled({"": joined(list(held.values()))} if tests and held else held, "validation")
+    if SOURCE in train_source.columns and not (tests and validations):
+        raise ValueError(
+            f"{train_source.where} has the column {SOURCE}, so that rows of it are copies of one another, and none can "
+            "be set aside: put files of validation and test rows beside it, that nothing was copied from"
+        )
     train, validation, test = divide(
         train,
         next(iter(validations.values()), None),
@@ -130,6 +135,8 @@ def _said_of_rows(splits: Mapping[str, Rows], in_train: Mapping[str, int]) -> li
         for name, rows in splits.items()
         if rows.skipped
     ]
+    lacking = {name: sum(not pair.strip() for pair in rows.pairs or ()) for name, rows in splits.items()}
+    said += [f"task: {count:,} rows of {name} have no second text" for name, count in lacking.items() if count]
     if any(in_train.values()):
         found = [
             f"{count:,} of {len(splits[name].texts):,} rows of {name}" for name, count in in_train.items() if count

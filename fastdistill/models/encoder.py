@@ -115,11 +115,12 @@ class Encoder(nn.Module):
         return [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
 
     @torch.no_grad()
-    def order_labels(self, names: Sequence[str] | None, num_labels: int) -> bool:
-        """Put the `num_labels` outputs of the head into the order of `names`; returns whether they had another.
+    def order_labels(self, names: Sequence[str] | None, num_labels: int) -> str | None:
+        """Put the `num_labels` outputs of the head into the order of `names`.
 
-        Upper and lower case are the same here. A model that does not name its classes has them in this order already,
-        and so has any model where `names` are numbers, or None.
+        Upper and lower case are the same here. A model that does not name its classes is taken to have them in this
+        order, and so is one that names them where `names` are numbers. Returns what is to be said of it: that they had
+        another order, or that this one was taken for granted.
 
         Raises:
             ValueError: the model has other classes.
@@ -131,9 +132,14 @@ class Encoder(nn.Module):
             )
         own = self.label_names
         generic = [f"LABEL_{i}" for i in range(num_labels)]
-        if names is None or list(names) in (own, generic) or own == generic or all(map(str.isdigit, names)):
-            return False
+        if names is None or list(names) in (own, generic):
+            return None
+        numbered = all(map(str.isdigit, names))
         folded, wanted = ([name.casefold() for name in one] for one in (own, names))
+        if own == generic or (numbered and sorted(own) != sorted(names)):
+            told = "does not name its classes" if own == generic else f"calls its classes {', '.join(own)}"
+            granted = f"{told}: they are taken to be in the task's order, {', '.join(names)}"
+            return None if own == generic and numbered else granted
         if sorted(folded) != sorted(wanted) or len(set(folded)) < num_labels:
             raise ValueError(
                 f"{config.name_or_path} has the classes {own}, the task {list(names)}: take a model of this task, or "
@@ -144,7 +150,8 @@ class Encoder(nn.Module):
             weight.copy_(weight[order])
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
-        return folded != wanted
+        another = f"has its classes in another order: they are put into the task's, {', '.join(names)}"
+        return None if folded == wanted else another
 
     def forward(self, batch: Batch, taps: Taps) -> Captured:
         """Runs the batch and returns what `taps` asks for.

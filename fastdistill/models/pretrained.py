@@ -16,6 +16,8 @@ from fastdistill.models.capture import ATTENTION
 from fastdistill.models.heads import AUTO, Headed
 from fastdistill.recipe import HeadKind
 
+READ_ALIKE = ("é\u0301 Ｗ \t東京 it's 3.14, x_1-y!",)  # what tokenizers of one vocabulary differ in, beside case
+
 
 @contextmanager
 def _readable(path: str | Path) -> Iterator[str]:
@@ -121,3 +123,24 @@ def _from_pretrained(auto: type[AutoModel] | Headed, path: str | Path) -> tuple[
     if broken:
         raise ValueError(f"{path} holds weights that are NaN or infinite: {broken[:3]}; take another checkpoint")
     return model, sorted(info["missing_keys"])
+
+
+def check_same_tokens(path: str | Path, tokenizer: Tokenizer) -> None:
+    """Models that learn from each other, or teach together, must read the same token ids.
+
+    Raises:
+        ValueError: the tokenizer of `path` has another vocabulary than `tokenizer`, or makes other tokens of a text.
+    """
+    other, vocabulary = load_tokenizer(path), tokenizer.get_vocab()
+    if other.get_vocab() != vocabulary:
+        raise ValueError(
+            f"{path} and the teacher have tokenizers with different vocabularies: both must read the same token ids"
+        )
+    words = [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isalpha()][:10]
+    for text in (*READ_ALIKE, *words, *map(str.capitalize, words)):
+        theirs, ours = (one(text, text).encodings[0].tokens for one in (other, tokenizer))
+        if theirs != ours:
+            raise ValueError(
+                f"the tokenizer of {path} reads {text!r} as {' '.join(theirs)}, that of the teacher as "
+                f"{' '.join(ours)}: both must read the same token ids"
+            )

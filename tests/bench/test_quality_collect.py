@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,21 @@ def test_what_has_not_been_run_is_missing_and_pairs_have_the_same_seed(work: tup
     assert (cell["seeds"], cell["against"]["verdict"]) == ([1, 2], "INCONCLUSIVE")
     apart = [scored("late", "one", seed) - scored("control", "one", seed) for seed in (1, 2)]
     assert cell["against"]["difference"] == pytest.approx(np.mean(apart))
+    assert cell["against"]["seeds"] == [1, 2]
+
+
+def test_averages_are_of_the_seeds_that_no_task_lacks(work: tuple[Experiment, Work]) -> None:
+    experiment, folder = work
+    done = {job.name: folder.job(job) for job in all_jobs(experiment)}
+    shutil.rmtree(done["good/2x12/two/2"])
+    shutil.rmtree(done["control/2x12/one/3"])
+    good = collect("tiny", experiment, folder)["tables"]["methods"]["students"]["2x12"]["good"]
+    both = [[scored("good", task, seed) for task in ("one", "two")] for seed in (1, 3)]
+    assert good["average"]["seeds"] == [1, 3]
+    assert good["average"]["score"] == pytest.approx(np.mean(both))
+    assert good["tasks"]["one"]["seeds"] == [1, 2, 3]
+    assert [good["tasks"][task]["against"]["seeds"] for task in ("one", "two")] == [[1, 2], [1, 3]]
+    assert good["average"]["against"] is None, "differences of unlike seeds"
 
 
 def test_runs_scored_on_other_rows_are_refused(work: tuple[Experiment, Work]) -> None:

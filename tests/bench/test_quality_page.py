@@ -13,7 +13,7 @@ from bench.quality import page
 
 
 def cell(score: float, sd: float | None, seeds: list[int], verdict: str | None = None) -> dict[str, Any]:
-    against = verdict and {"difference": 0.031, "low": 0.012, "high": 0.05, "verdict": verdict}
+    against = verdict and {"seeds": seeds, "difference": 0.031, "low": 0.012, "high": 0.05, "verdict": verdict}
     return {"seeds": seeds, "rates": 2, "score": score, "sd": sd, "retention": 0.975, "against": against}
 
 

@@ -103,7 +103,7 @@ def test_tags_may_be_numbers_of_names(tmp_path: Path, pieces: PreTrainedTokenize
             {"tokens": ["in", None], "tags": ["O", "O"]},
             r"row 2: column 'tokens' is \['in', None\], not a list of words",
         ),
-        ({"tokens": ["in"], "tags": ["B-PER"]}, r"row 2: tag 1 is 'B-PER', none of the 2 tags \(O, B-LOC\)"),
+        ({"tokens": ["in"], "tags": ["B-PER"]}, r"row 2: tag 1 is 'B-PER', none of the 2 classes \(O, B-LOC\)"),
         ({"tokens": ["in"], "tags": [None]}, "row 2: tag 1 is None, none of"),
         ({"tokens": ["in"], "tags": None}, "row 2 has the label None, no list of tags, for 1 words"),
     ],

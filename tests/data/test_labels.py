@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdistill.data.labels import class_indices, distinct_names, is_hidden, regression_targets, width_of_vectors
+from fastdistill.data.labels import (
+    Classes,
+    class_indices,
+    distinct_names,
+    is_hidden,
+    regression_targets,
+    width_of_vectors,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,12 +32,13 @@ from fastdistill.data.labels import class_indices, distinct_names, is_hidden, re
 )
 def test_distinct_names(labels: list[Any], names: tuple[str, ...]) -> None:
     assert distinct_names(labels) == names
-    assert class_indices(labels, names, "f").tolist() == [names.index(str(n).removesuffix(".0")) for n in labels]
+    found = class_indices(labels, Classes(names, found=True), "f")
+    assert found.tolist() == [names.index(str(n).removesuffix(".0")) for n in labels]
 
 
 @pytest.mark.parametrize("labels", [["neg", "pos", "neg"], [0, 1, 0], ["0", "1", "0"], [0.0, 1.0, 0.0], ["neg", 1, 0]])
 def test_names_and_positions_are_both_understood(labels: list[Any]) -> None:
-    indices = class_indices(labels, ("neg", "pos"), "f")
+    indices = class_indices(labels, Classes(("neg", "pos")), "f")
     assert indices.tolist() == [0, 1, 0]
     assert indices.dtype == np.int64
 
@@ -40,29 +48,37 @@ def test_a_label_that_names_no_class_is_reported(label: Any) -> None:
     names = distinct_names(["1", "0", label])
     assert names == ("0", "1")
     with pytest.raises(ValueError, match=rf"row 3: label {label!r} is none of .* set task.kind to regression"):
-        class_indices(["1", "0", label], names, "f")
+        class_indices(["1", "0", label], Classes(names), "f")
 
 
 def test_a_missing_label_is_not_the_class_none() -> None:
     with pytest.raises(ValueError, match="row 1: label None is none of the 2 classes"):
-        class_indices([None], ("None", "Some"), "f")
+        class_indices([None], Classes(("None", "Some")), "f")
 
 
 def test_numbers_that_are_names_are_not_positions() -> None:
-    assert class_indices([1, 5], ("1", "5"), "f").tolist() == [0, 1]
+    assert class_indices([1, 5], Classes(("1", "5")), "f").tolist() == [0, 1]
     with pytest.raises(ValueError, match="row 1: label 0 is none of the 2 classes"):
-        class_indices([0], ("1", "5"), "f")
+        class_indices([0], Classes(("1", "5")), "f")
+
+
+def test_numbers_are_no_positions_among_names_that_nobody_put_into_an_order() -> None:
+    names = distinct_names(["entailment", "neutral", "contradiction"])
+    with pytest.raises(
+        ValueError, match="row 2: label 0 is none of the 3 classes .* set task.label_names, in the order"
+    ):
+        class_indices(["neutral", 0], Classes(names, found=True), "f")
 
 
 @pytest.mark.parametrize("label", [2, -1, "neutral", None, "", 0.5, math.nan])
 def test_a_label_outside_the_names_is_named(label: Any) -> None:
     with pytest.raises(ValueError, match=rf"train\.csv, row 3: label {label!r} is none of the 2 classes \(neg, pos\)"):
-        class_indices(["neg", "pos", label], ("neg", "pos"), "train.csv")
+        class_indices(["neg", "pos", label], Classes(("neg", "pos")), "train.csv")
 
 
 def test_long_lists_of_names_are_shortened() -> None:
     with pytest.raises(ValueError, match=r"none of the 77 classes \(c0, .*, c9 and 67 more\)"):
-        class_indices(["x"], [f"c{i}" for i in range(77)], "f")
+        class_indices(["x"], Classes(tuple(f"c{i}" for i in range(77))), "f")
 
 
 @pytest.mark.parametrize(

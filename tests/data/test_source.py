@@ -28,8 +28,9 @@ def as_text(kind: str) -> str:
         return json.dumps(ROWS)
     if kind == ".jsonl":
         return "".join(json.dumps(row) + "\n" for row in ROWS)
-    tab = "\t" if kind == ".tsv" else ","
-    return f"text{tab}label\n" + "".join(f'"{row["text"]}"{tab}{row["label"]}\n' for row in ROWS)
+    if kind == ".tsv":
+        return "text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in ROWS)
+    return "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS)
 
 
 def read(path: Path | str, *columns: str) -> dict[str, list[Any]]:
@@ -52,6 +53,12 @@ def test_text_formats(kind: str, compression: str, tmp_path: Path) -> None:
     if kind != ".txt":
         expected["label"] = [row["label"] for row in ROWS]
     assert read(file, *expected) == expected
+
+
+def test_a_quote_in_tabbed_text_is_a_quote(tmp_path: Path) -> None:
+    texts = ['" the film', 'a 5" disc', '"quite"', 'bad plot"', '"']
+    file = written(tmp_path / "rows.tsv", "text\tlabel\n" + "".join(f"{text}\t{n}\n" for n, text in enumerate(texts)))
+    assert read(file, "text", "label") == {"text": texts, "label": list("01234")}
 
 
 def test_parquet_and_its_class_names(tmp_path: Path) -> None:

@@ -71,6 +71,21 @@ def test_answers_that_no_window_holds_are_counted(tokenizer: PreTrainedTokenizer
     assert not cut(tokenizer, [answer(2, 3)])[1].may_lack
 
 
+def test_a_window_without_the_first_answer_has_the_next(tokenizer: PreTrainedTokenizerFast) -> None:
+    first, second = answer(0, 1), answer(14, 15)
+    both, _ = cut(tokenizer, [first + second])
+    of_first, of_second = (cut(tokenizer, [one])[0].labels for one in (first, second))
+    assert both.labels.tolist() == np.where(of_first > 0, of_first, of_second).tolist()
+    assert (both.labels > 0).all(1).sum() == (of_first > 0).all(1).sum() + (of_second > 0).all(1).sum() > 1
+
+
+def test_white_space_around_an_answer_is_no_part_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    ((start, text),) = answer(14, 15)
+    wide, _ = cut_windows(tokenizer, [QUESTION], [f"{CONTEXT} \n"], [((start - 1, f" {text} \n"),)], 12, 2)
+    assert wide.labels.tolist() == cut(tokenizer, [answer(14, 15)])[0].labels.tolist()
+    assert wide.counts["lost answers"] == 0
+
+
 def test_a_question_takes_half_of_the_window_at_most(tokenizer: PreTrainedTokenizerFast) -> None:
     questions = ["a b c d e f g film", QUESTION]
     sequences, windows = cut_windows(tokenizer, questions, [CONTEXT] * 2, [(), ()], 12, 2)

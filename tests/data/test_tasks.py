@@ -179,6 +179,51 @@ def test_names_in_another_order_are_not_renamed(tmp_path: Path, tokenizer: PreTr
     assert len(set(texts(own)) & set(texts(turned))) > 20
 
 
+def test_a_definition_renames_no_classes_of_the_data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def declaring(*names: str) -> Task:
+        features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        columns = {"sentence": [text for text, _ in TRAIN], "label": [label for _, label in TRAIN]}
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+        return Task(name="sst2", path=str(tmp_path), validation_size=4, test_size=4)
+
+    with pytest.raises(ValueError, match=r"declares the classes pos, neg, task.name=sst2 has negative, positive: set"):
+        load_task(declaring("pos", "neg"), tokenizer, 0)
+    given = dataclasses.replace(declaring("pos", "neg"), label_names=("pos", "neg"))
+    assert load_task(given, tokenizer, 0).label_names == ("pos", "neg")
+    by_number = load_task(declaring("0", "1"), tokenizer, 0)
+    turned = load_task(declaring("Positive", "Negative"), tokenizer, 0)
+    assert by_number.label_names == turned.label_names == ("negative", "positive")
+    same, other = (dict(zip(texts(data.train), data.train.labels, strict=True)) for data in (by_number, turned))
+    both = same.keys() & other.keys()
+    assert len(both) > 10
+    assert all(same[text] == 1 - other[text] for text in both)
+
+
+def test_second_texts_may_be_empty_and_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"question1": text, "question2": "a film" if n else "", "label": label} for n, (text, label) in enumerate(TRAIN)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))
+    data = load_task(Task(name="qqp", path=str(tmp_path), validation_size=8), tokenizer, 0)
+    assert "task: 1 rows of test have no second text" in data.said
+    assert tuple(tokenizer([TRAIN[0][0]], [""])["input_ids"][0]) in texts(data.test)
+    (tmp_path / "train.jsonl").write_text(json.dumps({**rows[0], "question2": None}) + "\n")
+    with pytest.raises(ValueError, match="row 1: column 'question2' is None, not text"):
+        load_task(Task(name="qqp", path=str(tmp_path), validation_size=8), tokenizer, 0)
+
+
+def test_copies_are_not_set_aside(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [{"text": text, "label": label, "source_id": n // 2} for n, (text, label) in enumerate(TRAIN)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task(path=str(tmp_path), validation_size=4, test_size=4)
+    with pytest.raises(ValueError, match=r"train.jsonl has the column source_id.*put files of validation and test"):
+        load_task(task, tokenizer, 0)
+    for split in ("validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    assert sizes(load_task(task, tokenizer, 0)) == (len(rows), 6, 6)
+
+
 def test_a_folder_with_one_split_keeps_its_name(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="has no train split, only validation"):
         load_task(Task(path=write(tmp_path, validation=TRAIN)), tokenizer, 0)

@@ -14,7 +14,7 @@ from fastdistill.batch import Batch
 from fastdistill.models.capture import ATTENTION, Taps
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.families import has_token_types
-from fastdistill.models.heads import AUTO, head_logits
+from fastdistill.models.heads import AUTO, head_logits, output_layer
 from fastdistill.models.student import copy_head
 from fastdistill.recipe import HeadKind
 
@@ -133,23 +133,34 @@ NAMES = {0: "Neutral", 1: "contradiction", 2: "entailment"}
 def test_classes_are_put_into_another_order(any_family: str, kind: HeadKind, batch: Batch) -> None:
     encoder = tiny_encoder(any_family).with_fresh_head(kind, 3, NAMES).eval()
     before = encoder(batch, LOGITS).logits
-    assert encoder.order_labels(["entailment", "neutral", "contradiction"], 3)
+    told = encoder.order_labels(["entailment", "neutral", "contradiction"], 3)
+    assert told == "has its classes in another order: they are put into the task's, entailment, neutral, contradiction"
     assert torch.equal(encoder(batch, LOGITS).logits, before[:, [2, 0, 1]])
     assert encoder.model.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
     assert encoder.model.config.label2id["neutral"] == 1
-    assert not encoder.order_labels(["entailment", "neutral", "contradiction"], 3)
+    assert encoder.order_labels(["entailment", "neutral", "contradiction"], 3) is None
 
 
 def test_classes_without_names_stay_and_others_are_refused() -> None:
     bare = tiny_encoder("bert")
-    assert not bare.with_fresh_head("classification", 2).order_labels(["no", "yes"], 2)
+    generic = bare.with_fresh_head("classification", 2)
+    granted = "they are taken to be in the task's order, "
+    assert generic.order_labels(["no", "yes"], 2) == f"does not name its classes: {granted}no, yes"
+    assert generic.order_labels(["0", "1"], 2) is None
     named = bare.with_fresh_head("classification", 2, {0: "no", 1: "yes"})
-    assert not named.order_labels(["0", "1"], 2)
-    assert not named.order_labels(None, 2)
+    assert named.order_labels(["0", "1"], 2) == f"calls its classes no, yes: {granted}0, 1"
+    assert named.order_labels(None, 2) is None
     with pytest.raises(ValueError, match=r"classes \['no', 'yes'\], the task \['no', 'maybe'\].*--task.label_names"):
         named.order_labels(["no", "maybe"], 2)
     with pytest.raises(ValueError, match="fine-tuned on 2 labels, the task has 3"):
         named.order_labels(["a", "b", "c"], 3)
+
+
+def test_classes_with_numbers_for_names_are_put_into_another_order() -> None:
+    named = tiny_encoder("bert").with_fresh_head("classification", 2, {0: "1", 1: "0"})
+    weight = output_layer(named.model, 2).weight.detach().clone()
+    assert "another order" in str(named.order_labels(["0", "1"], 2))
+    assert torch.equal(output_layer(named.model, 2).weight, weight[[1, 0]])
 
 
 def test_head_logits_runs_dropout_in_training_only(family: str) -> None:
