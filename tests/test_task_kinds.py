@@ -184,7 +184,7 @@ def test_a_teacher_with_its_classes_in_another_order_teaches_the_same(
     assert reports[0]["student"]["agreement"] == reports[1]["student"]["agreement"]
     first, second = capsys.readouterr().out.split("task: classification")[1:]
     assert "in another order" not in first
-    assert "has the classes in another order; its answers are put into the task's: negative, positive" in second
+    assert "has its classes in another order: they are put into the task's, negative, positive" in second
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ def miniature(name: str, world: Path, out: Path) -> Recipe:
     teacher, task = small.teacher, small.task
     if name in ("distilbert", "tinybert"):  # they ask the teacher about masked words
         teacher = Teacher(path=str(make_masked_lm(out.parent / "masked_lm")))
+    if name == "tinybert":
         task = replace(task, augment=Augment(copies=2, probability=0.5))
     return replace(
         small, stages=stages, student=student, teacher=teacher, task=task, finetune=shorten(full.finetune, 2)
