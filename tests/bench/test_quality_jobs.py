@@ -124,6 +124,17 @@ def test_a_stage_left_out_gives_its_steps_to_the_others(tmp_path: Path) -> None:
     }
 
 
+def test_an_augmentation_belongs_to_the_stages_that_read_it(tmp_path: Path) -> None:
+    grown = "grown: {base: tiny, overrides: {task: {augment: {vectors: v.txt}}, tsd: {data: augmented}}}"
+    config = CONFIG.replace("tables:", f"  {grown}\ntables:").replace("[control, tiny]", "[control, tiny, grown]")
+    (tmp_path / "tiny.yaml").write_text(config)
+    trials = {job.row: job.needs[0] for job in all_jobs(read(tmp_path / "tiny.yaml")) if job.task == "reviews"}
+    assert trials["grown"].parts[0].folder == trials["tiny"].parts[0].folder
+    recipe = trials["grown"].recipe
+    assert recipe is not None
+    assert recipe.task.augment.vectors == "v.txt"
+
+
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="there is no data at .*: pass --data FOLDER"):
         start(tmp_path, tmp_path / "none")

@@ -116,6 +116,12 @@ def test_rates_that_came_to_nothing_are_said() -> None:
     assert "| 63.1 ± 2.0 (97.5 %; 1 of 2 rates diverged) |" in page.section(part)
 
 
+def test_verdicts_of_fewer_seeds_say_so() -> None:
+    part = copy.deepcopy(FOUND)
+    part["tables"]["methods"]["students"]["4x384"]["tiny"]["tasks"]["rte"]["against"]["seeds"] = [2]
+    assert "| BEATS +3.1 (+1.2 to +5.0; 1 of 2 seeds) | INCONCLUSIVE +3.1 (+1.2 to +5.0) |" in page.section(part)
+
+
 def test_a_table_of_nothing_is_no_table() -> None:
     nothing = copy.deepcopy(FOUND)
     for row in nothing["tables"]["methods"]["students"]["4x384"].values():
