@@ -135,6 +135,11 @@ def test_averages_are_of_the_seeds_that_no_task_lacks(work: tuple[Experiment, Wo
     assert good["tasks"]["one"]["seeds"] == [1, 2, 3]
     assert [good["tasks"][task]["against"]["seeds"] for task in ("one", "two")] == [[1, 2], [1, 3]]
     assert good["average"]["against"] is None, "differences of unlike seeds"
+    for lacking in ("good/2x12/one/1", "good/2x12/one/3"):
+        shutil.rmtree(done[lacking])
+    good = collect("tiny", experiment, folder)["tables"]["methods"]["students"]["2x12"]["good"]
+    assert [good["tasks"][task]["seeds"] for task in ("one", "two")] == [[2], [1, 3]]
+    assert good["average"] is None
 
 
 def test_runs_scored_on_other_rows_are_refused(work: tuple[Experiment, Work]) -> None:

@@ -179,6 +179,20 @@ def test_names_in_another_order_are_not_renamed(tmp_path: Path, tokenizer: PreTr
     assert len(set(texts(own)) & set(texts(turned))) > 20
 
 
+def test_numbers_beside_names_are_refused_where_nobody_gave_an_order(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    named = [{"text": text, "label": ("nay", "aye")[label]} for text, label in TRAIN]
+    numbered = [{"text": text, "label": label} for text, label in TRAIN]
+    for split, rows in (("train", named), ("validation", numbered)):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task(path=str(tmp_path), validation_size=4)
+    with pytest.raises(ValueError, match=r"validation.jsonl, row 1: label \d is none of the 2 classes \(aye, nay\)"):
+        load_task(task, tokenizer, 0)
+    data = load_task(dataclasses.replace(task, label_names=("nay", "aye")), tokenizer, 0)
+    assert data.test.labels.tolist() == [label for _, label in TRAIN]
+
+
 def test_a_definition_renames_no_classes_of_the_data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     def declaring(*names: str) -> Task:
         features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
