@@ -64,7 +64,7 @@ def sweep(
         try:
             report = run(variant, resume=resume and there, overwrite=overwrite and there)
         except FloatingPointError as error:  # with these values; the next ones may do
-            ended = error
+            ended = FloatingPointError(str(error))  # without the frames that hold the run's models
             print(f"run {folder.name} has no result: {error}")
         if number == 0 and teacher.finetuned is None and _needs_teacher(recipe):
             if not ranks.agree(Workspace(folder).teacher.exists):

@@ -141,7 +141,7 @@ def teacher(experiment: Experiment, task: str) -> Job:
         recipe = replace(
             finetune,
             teacher=Teacher(path=spec.path),
-            task=experiment.tasks[task],
+            task=replace(experiment.tasks[task], augment=Augment()),
             stages={name: tried},
             seed=spec.seed,
         )

@@ -157,8 +157,9 @@ def classes_of(source: Source, task: Task, labels: list[Any]) -> Classes:
 
 
 def _same(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether they are the same classes, in whatever order; upper and lower case are the same."""
-    return sorted(map(str.casefold, some)) == sorted(map(str.casefold, others))
+    """Whether they are the same classes, in whatever order; in upper or lower case where that tells none apart."""
+    folded, wanted = (sorted(map(str.casefold, names)) for names in (some, others))
+    return set(some) == set(others) or (folded == wanted and len(set(folded)) == len(folded))
 
 
 def read_rows(source: Source, task: Task, labels: list[Any], classes: Classes, origin: str) -> Rows:
@@ -175,7 +176,8 @@ def read_rows(source: Source, task: Task, labels: list[Any], classes: Classes, o
     names, declared = classes.names, source.class_names(task.label)
     if names and declared and _same(declared, names):  # numbers are positions in the data's own order
         spelt = {name.casefold(): name for name in names}
-        labels = [_named(label, [spelt[name.casefold()] for name in declared]) for label in labels]
+        own = [name if name in names else spelt[name.casefold()] for name in declared]
+        labels = [_named(label, own) for label in labels]
     found = _read_labels(task, labels, texts, pairs, classes, source.where)
     rows = Rows(texts, pairs, found, origin, groups)
     kept = np.array([bool(text) for text in texts])

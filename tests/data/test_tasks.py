@@ -213,6 +213,14 @@ def test_a_definition_renames_no_classes_of_the_data(tmp_path: Path, tokenizer: 
     assert all(same[text] == 1 - other[text] for text in both)
 
 
+def test_classes_that_differ_in_case_alone_are_kept_apart(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "A"])})
+    columns = {"text": [text for text, _ in TRAIN], "label": [label for _, label in TRAIN]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    data = load_task(Task(path=str(tmp_path), validation_size=4, test_size=4), tokenizer, 0)
+    assert np.bincount(data.train.labels).tolist() == [16, 16]
+
+
 def test_second_texts_may_be_empty_and_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [
         {"question1": text, "question2": "a film" if n else "", "label": label} for n, (text, label) in enumerate(TRAIN)
