@@ -1,7 +1,7 @@
-"""Print the committed results into README.md and docs/results.md: python -m bench.table
+"""Print the committed results into README.md, docs/speed.md and docs/results.md: python -m bench.table
 
-Each block of the README between `<!-- NAME -->` and `<!-- end -->` is written from `bench/results/**/NAME.json`, the
-page of results from all `quality_*.json`.
+Each block of the README between `<!-- NAME -->` and `<!-- end -->` is written from what one machine measured,
+docs/speed.md from what all did, the page of results from all `quality_*.json`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from bench.quality import page
 from fastdistill.report import table
 
 ROOT = Path(__file__).parent.parent
+SHOWN = "epyc-zen4-2core"  # in the README: the machine that was measured last
 NOTE = """\
 The floor is the higher of two: the bytes that must move at the bandwidth of a copy, and the products over all scores
 (or states) at the rate of a large matrix product, both measured beside the ops. For the Gram form, which makes no
 scores, the bytes alone count."""
+
+
+def _found(folder: str, name: str) -> list[Path]:
+    """The results of that name of a machine, or of all machines (`*`)."""
+    return sorted((ROOT / "bench" / "results").glob(f"{folder}/{name}.json"))
 
 
 def quickstart() -> str:
@@ -36,10 +42,10 @@ def quickstart() -> str:
     )
 
 
-def ops() -> str:
+def ops(folder: str = "*") -> str:
     """One row for each op and shape: a forward and backward pass, eager, compiled and ours."""
     lines = []
-    for path in sorted((ROOT / "bench" / "results").glob("*/ops.json")):
+    for path in _found(folder, "ops"):
         measured = json.loads(path.read_text())
         machine = measured["machine"]
         lines += [
@@ -69,7 +75,7 @@ The cache had just been written and lay in memory: a disk may be slower. On a CP
 system may take back."""
 
 
-def steps() -> str:
+def steps(folder: str = "*") -> str:
     """A table for each machine and pair of models, a row for each text and loop: real tokens per second of whole steps.
 
     Older files do not give pairs of tokens that attend to each other: they have a note on what they counted.
@@ -77,7 +83,7 @@ def steps() -> str:
     tables: dict[str, list[str]] = {}
     counted: list[str] = []
     cached: list[str] = []
-    for path in sorted((ROOT / "bench" / "results").glob("*/step_*.json")):
+    for path in _found(folder, "step_*"):
         measured = json.loads(path.read_text())
         work, machine = measured["workload"], measured["machine"]
         title = f"{machine['device']}, torch {machine['torch']}, {work['teacher']} to {work['student']}:\n"
@@ -107,10 +113,10 @@ def steps() -> str:
     return "\n".join(["\n\n".join("\n".join([title, *rows]) for title, rows in tables.items()), *counted, *cached])
 
 
-def inference() -> str:
+def inference(folder: str = "*") -> str:
     """One row for each batch size and length."""
     lines: list[str] = []
-    for path in sorted((ROOT / "bench" / "results").glob("*/inference.json")):
+    for path in _found(folder, "inference"):
         measured = json.loads(path.read_text())
         machine, models = measured["machine"], measured["models"]
         lines += [
@@ -133,10 +139,10 @@ AUGMENT_LOOPS = {
 }
 
 
-def augment() -> str:
+def augment(folder: str = "*") -> str:
     """One row for each loop: words a second that get their candidates from the masked language model."""
     lines = []
-    for path in sorted((ROOT / "bench" / "results").glob("*/augment.json")):
+    for path in _found(folder, "augment"):
         measured = json.loads(path.read_text())
         work, machine = measured["workload"], measured["machine"]
         first = measured["results"][0]["words_per_s"]
@@ -194,19 +200,61 @@ def _mib(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
+BLOCKS = {"augment": augment, "steps": steps, "inference": inference, "ops": ops}
+SPEED = """\
+# Measured speed
+
+All machines that have been measured, each figure beside what it is compared with, in one run; the README shows one
+of them. Reasons and missed targets are in [bench/NOTES.md](../bench/NOTES.md).
+
+## Whole training steps
+
+Attention scores, hidden states and embeddings, each loop in a process of its own on the same models and the same text;
+tokens are real ones, padding does not count (`python -m bench.step`).
+
+{steps}
+
+## Loss ops
+
+A forward and backward pass, all ways taking turns (`python -m bench.ops`).
+
+{ops}
+
+## Teacher and student, as one serves them
+
+Plain PyTorch (`python -m bench.inference`).
+
+{inference}
+
+## Augmentation
+
+Words that get their candidates, each loop on the same text (`python -m bench.augment`).
+
+{augment}
+"""
+
+
 def render(readme: str) -> str:
     """`readme` with every block written anew."""
-    blocks = {"quickstart": quickstart, "augment": augment, "steps": steps, "inference": inference, "ops": ops}
-    for name, write in blocks.items():
+    for name in ("quickstart", *BLOCKS):
         start, end = f"<!-- {name} -->", "<!-- end -->"
         if readme.count(start) != 1:
             raise ValueError(f"README.md must hold one block {start} ... {end}, it holds {readme.count(start)}")
         before, _, rest = readme.partition(start)
-        readme = f"{before}{start}\n{write()}\n{end}{rest.partition(end)[2]}"
+        written = quickstart() if name == "quickstart" else BLOCKS[name](SHOWN)
+        readme = f"{before}{start}\n{written}\n{end}{rest.partition(end)[2]}"
     return readme
 
 
+def speed() -> str:
+    """The page of what all machines measured."""
+    return SPEED.format(**{name: write() for name, write in BLOCKS.items()})
+
+
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(render(path.read_text()))
-    page.PAGE.write_text(page.render())
+    for path, text in (
+        (ROOT / "README.md", render((ROOT / "README.md").read_text())),
+        (ROOT / "docs" / "speed.md", speed()),
+        (page.PAGE, page.render()),
+    ):
+        path.write_text(text)

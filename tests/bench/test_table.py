@@ -18,6 +18,17 @@ def test_readme_is_up_to_date() -> None:
     assert render(text) == text, "run python -m bench.table"
 
 
+def test_page_of_speed_is_up_to_date() -> None:
+    assert (table.ROOT / "docs" / "speed.md").read_text() == table.speed(), "run python -m bench.table"
+
+
+def test_page_of_speed_has_all_machines_and_readme_one() -> None:
+    devices = {json.loads(path.read_text())["machine"]["device"] for path in table._found("*", "ops")}
+    assert len(devices) > 1
+    assert all(table.speed().count(f"\n{device}, ") >= 3 for device in devices)
+    assert table.ops(table.SHOWN).count(" threads, torch ") == 1
+
+
 def test_page_of_results_is_up_to_date() -> None:
     assert page.PAGE.read_text() == page.render(), "run python -m bench.table"
 
