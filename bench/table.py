@@ -236,12 +236,12 @@ Words that get their candidates, each loop on the same text (`python -m bench.au
 
 def render(readme: str) -> str:
     """`readme` with every block written anew."""
-    for name in ("quickstart", *BLOCKS):
+    blocks = {"quickstart": quickstart()} | {name: write(SHOWN) for name, write in BLOCKS.items()}
+    for name, written in blocks.items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
         if readme.count(start) != 1:
             raise ValueError(f"README.md must hold one block {start} ... {end}, it holds {readme.count(start)}")
         before, _, rest = readme.partition(start)
-        written = quickstart() if name == "quickstart" else BLOCKS[name](SHOWN)
         readme = f"{before}{start}\n{written}\n{end}{rest.partition(end)[2]}"
     return readme
 
