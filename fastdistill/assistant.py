@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from fastdistill.inputs import load_inputs
 from fastdistill.models.encoder import Encoder
-from fastdistill.models.layermap import parse_layer_map
-from fastdistill.models.student import make_student
 from fastdistill.recipe import Recipe, Student, Teacher
 
 FOLDER = "assistant"  # in the output directory
@@ -17,17 +17,16 @@ def split(recipe: Recipe, shape: Student) -> tuple[Recipe, Recipe]:
     """The run that distils the assistant, and the one in which the assistant teaches the student.
 
     Raises:
-        ValueError: no stage gives the assistant a head, or it would have to fill in masked words.
+        ValueError: no stage gives the assistant a head, or it would have to teach masked words.
     """
     stages = {name: stage for name, stage in recipe.stages.items() if not stage.skip}
-    if not any(stage.losses.soft or stage.losses.hard for stage in stages.values()):
+    if not any((stage.losses.soft or stage.losses.hard) and stage.data != "masked" for stage in stages.values()):
         raise ValueError("an assistant teaches with a head, which no stage of this recipe gives it: leave it out")
-    if any(stage.data == "augmented" for stage in stages.values()) and recipe.task.augment.model is None:
-        raise ValueError(
-            "an assistant has no head for masked words, by which text would be augmented: name --task.augment.model"
-        )
     if any(stage.data == "masked" and stage.losses.soft for stage in stages.values()):
         raise ValueError("an assistant has no head for masked words, to teach them: leave it, or such stages, out")
+    if any(stage.data == "augmented" for stage in stages.values()) and recipe.task.augment.model is None:
+        augment = replace(recipe.task.augment, model=_words_of(recipe))
+        recipe = replace(recipe, task=replace(recipe.task, augment=augment))
     folder = Path(recipe.output_dir) / FOLDER
     before = replace(
         recipe, student=shape, assistant=None, output_dir=str(folder), control=replace(recipe.control, skip=True)
@@ -37,18 +36,33 @@ def split(recipe: Recipe, shape: Student) -> tuple[Recipe, Recipe]:
     return before, replace(recipe, teacher=Teacher(path=general, finetuned=str(folder / "student")))
 
 
+def _words_of(recipe: Recipe) -> str | None:
+    """The teacher, where it predicts masked words: both runs augment by it, for no assistant does."""
+    if recipe.teacher.path is None:
+        return None
+    try:
+        Encoder.load(recipe.teacher.path, head="finetuned", kind="masked")
+    except ValueError:  # a run says why, if that is all there is to augment by
+        return None
+    return recipe.teacher.path
+
+
 def check(before: Recipe, after: Recipe) -> None:
     """Refuse, before the assistant is trained, a student that it could not teach.
 
+    The student's run loads its inputs, with an untrained assistant in the place of the trained one.
+
     Raises:
-        ValueError: shapes or layer maps do not fit.
-        OSError: the teacher cannot be read.
+        ValueError, OSError: what `load_inputs` refuses in either run.
     """
-    base = before.teacher.path or before.teacher.finetuned
-    if base is None:
-        return  # which the assistant's own run reports
-    assistant = make_student(Encoder.load(base), before.student, before.seed)
-    student = make_student(assistant, after.student, after.seed)
-    for stage in after.stages.values():
-        if stage.teacher != "none" and not stage.skip:
-            parse_layer_map(stage.layer_map, student.num_hidden_layers, assistant.num_hidden_layers)
+    inputs = load_inputs(before)
+    assert inputs.task is not None, "a stage that gives the assistant a head reads the task"
+    assistant = inputs.student.with_fresh_head(inputs.kind, inputs.num_labels, inputs.id2label)
+    with TemporaryDirectory() as folder:
+        assistant.model.save_pretrained(folder)
+        inputs.tokenizer.save_pretrained(folder)
+        teacher = Teacher(path=after.teacher.path and folder, finetuned=folder)
+        try:
+            load_inputs(replace(after, teacher=teacher))
+        except ValueError as error:
+            raise ValueError(str(error).replace(folder, str(after.teacher.finetuned))) from None

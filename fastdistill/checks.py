@@ -80,9 +80,11 @@ def _check_choices(prefix: str, part: Any) -> None:
                 _check_choices(f"{stage}.", inner)
         elif dataclasses.is_dataclass(value):
             _check_choices(f"{title}.", value)
-        elif value == "":
-            raise ValueError(f"{title} is empty: give a value, or leave it out")
-        elif allowed and value not in allowed and not (value is None and type(None) in get_args(kind)):
+        elif value is None and type(None) in get_args(kind):
+            continue
+        elif value is None or value == "":
+            raise ValueError(f"{title} is {'None' if value is None else 'empty'}: give a value, or leave it out")
+        elif allowed and value not in allowed:
             near = difflib.get_close_matches(str(value), allowed, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{title} is {value!r}: choose one of {', '.join(allowed)}{hint}")

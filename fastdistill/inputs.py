@@ -148,16 +148,34 @@ class Inputs:
         return encoder
 
 
-def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
-    """Load what `recipe` names; `say` takes what is worth knowing while text is augmented, which may take long.
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The models of a recipe, which fit one another and all stages that will run.
+
+    `base` is where the teacher without a head lies. It is `masked` and `finetuned` too where nothing asks for a head;
+    `others` teach beside it, by path. The student is untrained.
+    """
+
+    stages: dict[str, Stage]
+    tokenizer: Tokenizer
+    base: str
+    teacher: Encoder
+    masked: Encoder
+    finetuned: Encoder
+    others: dict[str, Encoder]
+    student: Encoder
+    said: list[str]
+
+
+def load_models(recipe: Recipe) -> Models:
+    """Load the models of `recipe`, whose task is complete, and check all that can be checked without the data.
 
     Raises:
-        ValueError: stages, losses, layer maps, lengths, labels, vocabularies that do not fit; the message names the
-            value and the remedy.
+        ValueError: stages, losses, layer maps, lengths, vocabularies that do not fit; the message names the value and
+            the remedy.
         OSError: a file or folder that is not there or cannot be read.
     """
-    completed, found = complete(recipe.task)
-    recipe, said = replace(recipe, task=completed), [found] if found else []
+    said: list[str] = []
     stages = _jobs(recipe)
     if not stages.keys() & recipe.stages.keys():
         raise ValueError("every stage is skipped: leave at least one in")
@@ -167,7 +185,6 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     base = recipe.teacher.path or recipe.teacher.finetuned
     if not base:
         raise ValueError("no teacher is named: give --teacher.path, a Hugging Face folder or Hub id")
-    needs_task = recipe.task.path is not None
     teacher = Encoder.load(base)
     for name, stage in stages.items():
         if stage.losses.attention or stage.losses.relation:
@@ -207,27 +224,45 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
         _check_alike(path, other, finetuned)
         check_same_tokens(path, tokenizer)
     _check_objectives(recipe, stages, student, {"pretrained": masked, "finetuned": finetuned})
-    task = load_task(recipe.task, tokenizer, recipe.seed) if needs_task else None
+    return Models(stages, tokenizer, base, teacher, masked, finetuned, others, student, said)
+
+
+def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
+    """Load what `recipe` names; `say` takes what is worth knowing while text is augmented, which may take long.
+
+    Raises:
+        ValueError: what `load_models` refuses, and rows, labels, classes or batches that do not fit.
+        OSError: a file or folder that is not there or cannot be read.
+    """
+    completed, found = complete(recipe.task)
+    recipe = replace(recipe, task=completed)
+    models = load_models(recipe)
+    said = [*([found] if found else []), *models.said]
+    tokenizer, student, finetuned, others = models.tokenizer, models.student, models.finetuned, models.others
+    task = load_task(recipe.task, tokenizer, recipe.seed) if recipe.task.path is not None else None
     if task is not None:
         said += task.said
         recipe = replace(recipe, task=replace(recipe.task, label_names=task.label_names))
         metrics_of(recipe.task)  # tags are known only now
-    general = any(stage.data in GENERAL for stage in stages.values())
+    general = any(stage.data in GENERAL for stage in models.stages.values())
     corpus = load_corpus(recipe.general, tokenizer, Path(recipe.cache_dir).expanduser()) if general else None
-    projections = _first_projections(recipe, student, teacher)
-    digest = _digest(*dict.fromkeys((teacher, masked, finetuned, *others.values())))
+    projections = _first_projections(recipe, student, models.teacher)
+    digest = _digest(*dict.fromkeys((models.teacher, models.masked, finetuned, *others.values())))
     inputs = Inputs(recipe, tokenizer, task, corpus, student, projections, digest, said)
-    inputs.masked_head = base if masked.kind == "masked" else None
-    augmented = {name: stage for name, stage in stages.items() if stage.data == "augmented"}
-    _check_budgets({name: stage for name, stage in stages.items() if name not in augmented}, inputs)
-    if task is not None:
-        headed = {recipe.teacher.finetuned: finetuned} if recipe.teacher.finetuned else {}
-        for path, encoder in (headed | others).items():
-            if told := encoder.order_labels(task.label_names, inputs.num_labels):
-                said.append(f"teacher: {path} {told}")
-        for other in others.values():
-            other.order_labels(finetuned.label_names if recipe.teacher.finetuned else None, inputs.num_labels)
-    if augmented and task is not None:
+    inputs.masked_head = models.base if models.masked.kind == "masked" else None
+    if task is None:
+        _check_budgets(models.stages, inputs)
+        return inputs
+    headed = {recipe.teacher.finetuned: finetuned} if recipe.teacher.finetuned else {}
+    for path, encoder in (headed | others).items():
+        if told := encoder.order_labels(task.label_names, inputs.num_labels):
+            said.append(f"teacher: {path} {told}")
+    for other in others.values():
+        other.order_labels(finetuned.label_names if recipe.teacher.finetuned else None, inputs.num_labels)
+    augmented = {name: stage for name, stage in models.stages.items() if stage.data == "augmented"}
+    inputs.augmented = task.train if augmented else None  # its rows are among those that are made of them
+    _check_budgets(models.stages, inputs)
+    if augmented:
         copies = augment(recipe, task, say)
         assert isinstance(task.rows.labels, np.ndarray), "check_augment refuses labels of single words"
         rows = Rows(copies.texts, copies.pairs, task.rows.labels[copies.source_ids], copies.origin)

@@ -15,6 +15,8 @@ from fastdistill import ranks
 from fastdistill.checkpoint import publish
 from fastdistill.checks import check_values
 from fastdistill.cli import overridden
+from fastdistill.data.columns import complete
+from fastdistill.inputs import load_models
 from fastdistill.recipe import Recipe
 from fastdistill.runner import run
 from fastdistill.workspace import Workspace
@@ -133,6 +135,13 @@ def _check(recipe: Recipe, root: Path, variants: list[tuple[Values, Recipe]]) ->
         last = [stage for stage in variant.stages.values() if not stage.skip][-1:]
         if not last or last[0].keep != "best":
             raise ValueError("a sweep chooses by the score on the validation rows: the last stage must keep the best")
+    task, _ = complete(recipe.task)
+    for values, variant in variants:
+        try:
+            load_models(dataclasses.replace(variant, task=task))
+        except ValueError as error:
+            combination = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise ValueError(f"sweep, {combination}: {error}") from None
     if (root / "recipe.json").exists():
         raise ValueError(f"{root} holds a single run: choose another --output_dir for the sweep")
 

@@ -91,6 +91,12 @@ def test_where_all_diverge_the_reason_is_given(world: Path, tmp_path: Path) -> N
         ({"teacher.path": ["a"]}, "teacher.path cannot vary"),
         ({"seed": [1, 2]}, "seed cannot vary"),
         ({"task.max_length": [8]}, "task.max_length cannot vary"),
+        ({"kd.losses.temperature": [1, 0]}, "sweep, kd.losses.temperature 0: kd.losses.temperature is 0"),
+        ({"kd.epochs": [1, 0]}, "kd.epochs 0: .*must be above 0"),
+        ({"kd.layer_map": ["skip", "1:99"]}, "kd.layer_map 1:99: stage kd: .*99"),
+        ({"student.hidden_size": [24, 11]}, "student.hidden_size 11: .*11"),
+        ({"student.init_layers": [None]}, "student.init_layers is None: give a value"),
+        ({"student.init_layers": ["uniform", "9,9"]}, "student.init_layers 9,9: .*9"),
     ],
 )
 def test_refused_before_the_first_run(grid: dict[str, Any], message: str, world: Path, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fastdistill import Recipe, Student, Teacher, run
-from fastdistill.recipe import Augment
+from fastdistill.assistant import split
+from fastdistill.recipe import Augment, Losses
+from tests.bad_files import other_vocabulary
 from tests.tiny import make_masked_lm, make_teacher, shorten, tiny_recipe
 
 replace = dataclasses.replace
@@ -91,13 +93,20 @@ def test_assistant_has_no_head_for_masked_words(world: Path, tmp_path: Path) -> 
     recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3))
     tsd = recipe.stages["tsd"]
     masked = replace(tsd, teacher="pretrained", data="masked", keep="last")
-    for stages, message in (
-        ({"tsd": replace(tsd, data="augmented")}, r"text would be augmented: name --task\.augment\.model"),
-        ({"mlm": masked, "tsd": tsd}, "no head for masked words, to teach them"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run(replace(recipe, stages=stages))
+    with pytest.raises(ValueError, match="no head for masked words, to teach them"):
+        run(replace(recipe, stages={"mlm": masked, "tsd": tsd}))
     assert not (tmp_path / "out").exists()
+
+
+def test_text_is_augmented_alike_for_assistant_and_student(world: Path, tmp_path: Path) -> None:
+    recipe = miniature("tinybert", world, tmp_path / "out")
+    report = run(replace(recipe, assistant=Student(num_hidden_layers=2)))
+    assistant = json.loads((tmp_path / "out" / "assistant" / "report.json").read_text())
+    assert report["data"]["augmented"] == assistant["data"]["augmented"]
+    assert report["data"]["augmented"]["replaced by the model"] > 0
+    assert "masked_lm" in report["data"]["augmented"]["origin"]
+    for run_of in split(replace(recipe, teacher=Teacher(path=str(world / "teacher"))), Student()):
+        assert run_of.task.augment.model is None  # the teacher has no head for masked words
 
 
 def finetuned(world: Path, folder: Path, **shape: int) -> str:
@@ -172,6 +181,17 @@ def test_assistant_is_checked_before_it_is_trained(world: Path, tmp_path: Path) 
     tad = replace(narrow.stages["tad"], layer_map="1:4")
     with pytest.raises(ValueError, match="pairs 1:4, but the student has 2 layers and the teacher 3"):
         run(replace(narrow, stages=narrow.stages | {"tad": tad}))
+    assert not (tmp_path / "out").exists()
+    tad, control = recipe.stages["tad"], recipe.control
+    heads = replace(recipe.student, num_attention_heads=3)
+    for changed, message in (
+        ({"student": heads, "stages": recipe.stages | {"tad": replace(tad, losses=Losses(attention=1.0))}}, "heads"),
+        ({"control": replace(control, optim=replace(control.optim, learning_rate=-1.0))}, "learning_rate is -1.0"),
+        ({"control": replace(control, tokens_per_batch=4)}, "stage control: .*tokens"),
+        ({"student": Student(path=other_vocabulary(tmp_path / "words", 27))}, "different vocabularies"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(replace(recipe, assistant=Student(num_hidden_layers=3), **changed))
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
