@@ -15,6 +15,7 @@ from fastdistill.recipe import Augment, Recipe, Stage, Task
 from fastdistill_kernels.checks import TEMPERATURES
 
 GENERAL = ("general", "masked")  # data that is general text
+AVERAGED = ("soft", "hidden", "embedding", "patience", "cosine")  # losses on what several teachers have a mean of
 AUGMENTED = ("classification", "regression", "multilabel")  # kinds whose labels stay right when words are replaced
 RESERVED = {"init", "finetune", "control", *(f.name for f in dataclasses.fields(Recipe))}
 
@@ -53,14 +54,18 @@ def check_values(recipe: Recipe) -> None:
         raise ValueError(
             f"teacher.weights is {list(weights)}: give {1 + len(others)} numbers above 0, one for each teacher"
         )
-    if (others or weights) and not any(s.teacher == "finetuned" and not s.skip for s in recipe.stages.values()):
+    stages = [stage for stage in recipe.stages.values() if not stage.skip]
+    asked = [
+        stage for stage in stages if stage.teacher == "finetuned" and any(getattr(stage.losses, x) for x in AVERAGED)
+    ]
+    if (others or weights) and not asked:
         raise ValueError(
-            f"teacher.{'others' if others else 'weights'} is given, but no stage has teacher: finetuned, which is what "
-            "several teachers teach: give a stage that teacher, or leave the option out"
+            f"teacher.{'others' if others else 'weights'} is given, but no stage has teacher: finetuned and a loss on "
+            "logits or hidden states, of which several teachers have a mean: give a stage both, or leave the option out"
         )
     augment = [f.name for f in dataclasses.fields(Augment) if f.name != "paper_pairs"]
     given = [name for name in augment if getattr(recipe.task.augment, name) != getattr(Augment(), name)]
-    if given and recipe.stages and not any(stage.data == "augmented" for stage in recipe.stages.values()):
+    if given and recipe.stages and not any(stage.data == "augmented" for stage in stages):
         raise ValueError(
             f"task.augment.{given[0]} is given, but no stage has data: augmented: give a stage that data, or leave the "
             "option out"
@@ -152,6 +157,12 @@ def check_stage(name: str, stage: Stage, recipe: Recipe) -> None:
         raise ValueError(f"stage {name}: {error}") from None
     if name in ("finetune", "control") and (stage.teacher, stage.data, set(active)) != ("none", "task", {"hard"}):
         raise ValueError(f"{name} trains on gold labels alone: leave its teacher, data and losses as they are")
+    for option in ("steps", "epochs"):
+        if name == "control" and (given := getattr(stage, option)) is not None:
+            raise ValueError(
+                f"control.{option} is {given}, but the control takes as many steps as the stages on task data took: "
+                "leave it out"
+            )
     if active.keys() & {"soft", "hard"} and stage.data == "general" and recipe.task.path is None:
         raise ValueError(
             f"stage {name} has losses on labels, which no task names: give --task.path, or set {name}.losses.soft and "

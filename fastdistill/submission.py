@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastdistill.data.source import Source
 from fastdistill.data.tokenise import check_tokenizer, truncate_examples
 from fastdistill.evaluate import predict
 from fastdistill.models.encoder import Encoder
-from fastdistill.models.pretrained import Tokenizer, load_tokenizer
+from fastdistill.models.pretrained import Tokenizer, load_tokenizer, quiet
 from fastdistill.recipe import Task
 from fastdistill.tasks import TASKS
 
@@ -31,16 +32,20 @@ FILES = {
     "rte": {"": "RTE"},
     "wnli": {"": "WNLI"},
 }
+NUMBERS = ("idx", "index", "id")  # what the Hub and GLUE's own files call the column of row numbers
 BY_NAME = ("mnli", "qnli", "rte")  # whose predictions are class names; those of the others are numbers
 
 
-def write_submission(student: str | Path, task: Task, output_dir: str | Path) -> list[Path]:
+def write_submission(
+    student: str | Path, task: Task, output_dir: str | Path, say: Callable[[str], None] = print
+) -> list[Path]:
     """Predict the test rows of a GLUE task and write a file for each test split: `index` and `prediction`, as TSV.
 
     Args:
         student: a folder fine-tuned on the task.
-        task: one of GLUE's nine, by its name.
+        task: one of GLUE's nine, by its name; its path is a folder, or the file of a task's only test split.
         output_dir: where the files go.
+        say: takes what is taken for granted of the student's classes.
 
     Returns:
         The files, such as MNLI-m.tsv and MNLI-mm.tsv.
@@ -50,6 +55,7 @@ def write_submission(student: str | Path, task: Task, output_dir: str | Path) ->
         ValueError: the task is none of GLUE's; there is no test split, or its rows are not what the task says; the
             student has other classes.
     """
+    quiet()
     if task.name not in FILES:
         raise ValueError(f"task.name is {task.name!r}: choose one of GLUE's tasks, {', '.join(FILES)}")
     files = FILES[task.name]
@@ -62,8 +68,11 @@ def write_submission(student: str | Path, task: Task, output_dir: str | Path) ->
     check_tokenizer(tokenizer, task.max_length, pair=task.pair is not None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder.load(student, head="finetuned", kind=task.kind).to(device)
-    encoder.order_labels(names, len(names) if names else 1)
-    splits = splits_named(open_splits(task), "test")
+    if told := encoder.order_labels(names, len(names) if names else 1):
+        say(f"student: {student} {told}")
+    sources = open_splits(task)
+    alone = Path(task.path or "").expanduser().is_file() and len(files) == 1
+    splits = {"": sources["train"]} if alone else splits_named(sources, "test")
     if missing := [ending for ending in files if ending not in splits]:
         wanted = ", ".join(f"test_{ending}".rstrip("_") for ending in missing)
         raise ValueError(f"{task.path} has no split {wanted}, of which a submission of {task.name} consists")
@@ -80,14 +89,15 @@ def write_submission(student: str | Path, task: Task, output_dir: str | Path) ->
 
 
 def _read(source: Source, task: Task, tokenizer: Tokenizer) -> tuple[list[int], Sequences]:
-    """The rows of a test split: their numbers, which GLUE calls idx, and their texts as tokens."""
+    """The rows of a test split: their numbers, and their texts as tokens; every row is answered, an empty one too."""
     assert task.text is not None
     assert task.max_length is not None
-    texts = read_texts(source, task.text, "task.text")
+    texts = read_texts(source, task.text, "task.text", may_lack=True)
     pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair", may_lack=True)
-    indices = read_column(source, "idx", "task") if "idx" in source.columns else list(range(len(texts)))
+    column = next((name for name in NUMBERS if name in source.columns), None)
+    indices = read_column(source, column, "task") if column else list(range(len(texts)))
     if len(set(indices)) < len(indices):
-        raise ValueError(f"{source.where}: column idx has the same number twice, of which a submission takes none")
+        raise ValueError(f"{source.where}: column {column} has the same number twice, of which a submission takes none")
     return indices, truncate_examples(tokenizer, texts, pairs, task.max_length)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from fastdistill import Augment, Recipe
+from fastdistill import Augment, Losses, Recipe
 from tests.bad_files import (
     answers,
     cased,
@@ -20,7 +20,7 @@ from tests.bad_files import (
     uncapturable,
     without_tokenizer,
 )
-from tests.tiny import make_teacher
+from tests.tiny import make_teacher, make_vectors
 
 replace = dataclasses.replace
 
@@ -225,6 +225,36 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
     "augmentation that nothing reads": (
         lambda r, t: replace(r, task=replace(r.task, augment=Augment(vectors="none.txt"))),
         ("task.augment.vectors is given", "data: augmented"),
+    ),
+    "augmentation that only a skipped stage reads": (
+        lambda r, t: with_stage(with_augment(r, vectors="none.txt"), "tad", skip=True),
+        ("task.augment.vectors is given", "data: augmented"),
+    ),
+    "augmentation that replaces no word": (
+        lambda r, t: with_augment(r, vectors=str(make_vectors(t / "glove.txt", ["mot", "parole", "wort"]))),
+        ("no word of the text has been replaced", "glove.txt"),
+    ),
+    "several teachers of attention alone": (
+        lambda r, t: replace(
+            r,
+            stages={"tad": replace(r.stages["tad"], losses=Losses(attention=1.0, relation=1.0))},
+            teacher=replace(r.teacher, others=(r.teacher.path or "",)),
+        ),
+        ("teacher.others is given", "a loss on logits or hidden states"),
+    ),
+    "teacher of another problem": (
+        lambda r, t: replace(
+            r, teacher=replace(r.teacher, finetuned=str(classifier(t, "a", "b", problem_type="regression")))
+        ),
+        ("was fine-tuned for regression", "needs single_label_classification"),
+    ),
+    "steps of the control": (
+        lambda r, t: replace(r, control=replace(r.control, steps=7)),
+        ("control.steps is 7", "as many steps as"),
+    ),
+    "epochs of the control": (
+        lambda r, t: replace(r, control=replace(r.control, epochs=2.0)),
+        ("control.epochs is 2",),
     ),
     "names of classes for a regression": (
         lambda r, t: replace(r, task=replace(r.task, kind="regression", label_names=("a", "b"))),

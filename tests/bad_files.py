@@ -51,8 +51,8 @@ def uncapturable(folder: Path) -> Path:
     return folder / "mpnet"
 
 
-def classifier(folder: Path, *names: str) -> Path:
-    config = AutoConfig.from_pretrained(make_teacher(folder / "base"), id2label=dict(enumerate(names)))
+def classifier(folder: Path, *names: str, **changes: object) -> Path:
+    config = AutoConfig.from_pretrained(make_teacher(folder / "base"), id2label=dict(enumerate(names)), **changes)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "finetuned")
     make_tokenizer().save_pretrained(folder / "finetuned")
     return folder / "finetuned"

@@ -56,6 +56,13 @@ def pieces(sequences) -> list[tuple[list[int], int]]:  # type: ignore[no-untyped
     return [(sequences.input_ids[a:b].tolist(), label) for (a, b), label in zip(bounds, sequences.labels, strict=True)]
 
 
+def test_batches_are_checked_before_the_copies_are_made(world: Path, tmp_path: Path) -> None:
+    recipe = with_stage(recipe_of(world, tmp_path), "tsd", tokens_per_batch=4)
+    with pytest.raises(ValueError, match="stage tsd: a sequence of .* does not fit"):
+        load_inputs(recipe)
+    assert not (tmp_path / "cache" / "augmented").exists()
+
+
 def test_other_copies_are_other_data(world: Path, tmp_path: Path) -> None:
     first, again = (load_inputs(recipe_of(world, tmp_path), [].append).fingerprint for _ in range(2))
     other = load_inputs(recipe_of(world, tmp_path, probability=0.5), [].append).fingerprint

@@ -102,6 +102,23 @@ def test_rows_of_one_number_are_refused(tmp_path: Path) -> None:
         write_submission(folder, Task(name="sst2", path=str(tmp_path)), tmp_path / "out")
 
 
+def test_glue_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their columns, their numbers, a single file, and a row without a text, which is answered like any other."""
+    for ending in ("matched", "mismatched"):
+        table = "index\tpromptID\tsentence1\tsentence2\n7\t1\tgood film\tbad film\n5\t1\t\tbad\n"
+        (tmp_path / f"test_{ending}.tsv").write_text(table)
+    folder = student(tmp_path / "student", ("LABEL_0", "LABEL_1", "LABEL_2"))
+    columns = ["--task.text", "sentence1", "--task.pair", "sentence2"]
+    common = ["--student", str(folder), "--output_dir", str(tmp_path / "out")]
+    main([*common, "--task.name", "mnli", "--task.path", str(tmp_path), *columns])
+    assert [index for index, _ in read(tmp_path / "out" / "MNLI-mm.tsv")] == ["index", "7", "5"]
+    assert "does not name its classes: they are taken to be in the task's order, entailment" in capsys.readouterr().err
+    (tmp_path / "rows.tsv").write_text("id\tquestion1\tquestion2\n3\tgood film\tbad\n")
+    student(tmp_path / "student", TASKS["qqp"].label_names)
+    main([*common, "--task.name", "qqp", "--task.path", str(tmp_path / "rows.tsv")])
+    assert [index for index, _ in read(tmp_path / "out" / "QQP.tsv")] == ["index", "3"]
+
+
 def test_the_command_writes_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hidden_rows(tmp_path / "data", TASKS["mnli"], "matched")
     folder = student(tmp_path / "student", TASKS["mnli"].label_names)

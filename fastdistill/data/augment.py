@@ -94,7 +94,7 @@ def load_augmented(
 
     Raises:
         FileNotFoundError: the vectors or the model are not there.
-        ValueError: there are neither a model nor vectors, or they cannot be used.
+        ValueError: there are neither a model nor vectors, or they cannot be used; no word has been replaced.
         OSError: the disk is full or unwritable.
     """
     model, origin = _model(task.augment, teacher, device, dtype)
@@ -105,6 +105,11 @@ def load_augmented(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             found = job.read(folder) or job.make(folder, say)
+    if not found.counts["copies"]:
+        raise ValueError(
+            f"no word of the text has been replaced by candidates from {origin}: give a --task.augment.model or "
+            "--task.augment.vectors of the text's language, a higher --task.augment.probability, or set data to task"
+        )
     return found
 
 

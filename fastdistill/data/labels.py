@@ -46,7 +46,11 @@ class Classes:
 
 
 def is_hidden(label: Any) -> bool:
-    """True for the label of an example whose label is not published."""
+    """True for the label of an example whose label is not published; lists and answers that say nothing are none."""
+    if isinstance(label, dict) and "text" in label:
+        label = label["text"]
+    if isinstance(label, list):
+        return all(map(is_hidden, label))
     return label is None or _as_text(label) in ("", HIDDEN)
 
 

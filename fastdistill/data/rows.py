@@ -226,7 +226,8 @@ def labelled_rows(source: Source, task: Task, classes: Classes, origin: str, say
         say(f"task: {lacking}; its rows are not used")
         return None
     labels = read_column(source, task.label, "task.label")
-    if all(map(is_hidden, labels)):
+    told = [label for label in labels if label != []] if task.kind == "tagging" else labels  # rows may have no words
+    if told and all(map(is_hidden, told)):
         say(f"task: {source.where} has no published labels; its rows are not used")
         return None
     return read_rows(source, task, labels, classes, origin)

@@ -171,7 +171,12 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Rows, task: Task, names: 
 
 
 def _check_variety(rows: Rows, task: Task, names: tuple[str, ...] | None, where: str) -> None:
-    """Rows that all have the same label teach nothing."""
+    """Rows that all have the same label teach nothing; of a single class, texts are no choice of several."""
+    if task.kind == "multilabel" and names is not None and len(names) < 2:
+        raise ValueError(
+            f"{where}: {names[0]!r} is the only class, which a text has or has not: label the rows 0 and 1, and set "
+            "task.kind to classification"
+        )
     if task.kind == "span":
         same, shown = not any(rows.labels), "no answer"
     else:

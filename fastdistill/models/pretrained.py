@@ -8,12 +8,12 @@ from os.path import expanduser
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
 from fastdistill.models.capture import ATTENTION
-from fastdistill.models.heads import AUTO, Headed
+from fastdistill.models.heads import AUTO, PROBLEM_TYPES, Headed
 from fastdistill.recipe import HeadKind
 
 READ_ALIKE = "é\u0301 Ｗ \t東京 it's 3.14, x_1-y!"  # what tokenizers of one vocabulary differ in, beside case
@@ -91,7 +91,8 @@ def load_headed(path: str | Path, kind: HeadKind, num_labels: int | None = None)
     """A model with the head of its checkpoint, pretrained for masked words, fine-tuned for the other kinds.
 
     Raises:
-        ValueError: the checkpoint has no such head, or one with a number of labels other than `num_labels`.
+        ValueError: the checkpoint has no such head, one for another problem type, or one with a number of labels other
+            than `num_labels`.
     """
     model, missing = _from_pretrained(AUTO[kind], path)
     if missing and kind == "masked":
@@ -103,6 +104,13 @@ def load_headed(path: str | Path, kind: HeadKind, num_labels: int | None = None)
         raise ValueError(
             f"{path}: the {kind} head was never fine-tuned, the folder lacks {missing[:3]}. "
             "Fine-tune it on the task first (the finetune stage), or name a folder that was"
+        )
+    fits = PROBLEM_TYPES.get(kind, "single_label_classification")
+    own = model.config.problem_type if AUTO[kind] is AutoModelForSequenceClassification else None
+    if own not in (None, fits):
+        raise ValueError(
+            f"{path} was fine-tuned for {own}, a {kind} task needs {fits}: name a model of such a task, or set "
+            "--task.kind"
         )
     if num_labels is not None and model.config.num_labels != num_labels:
         raise ValueError(f"{path} was fine-tuned on {model.config.num_labels} labels, the task has {num_labels}")

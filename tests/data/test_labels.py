@@ -118,4 +118,6 @@ def test_a_target_that_is_no_number_is_named(label: Any) -> None:
 
 def test_hidden_labels() -> None:
     assert [is_hidden(label) for label in (-1, "-1", -1.0, None, "")] == [True] * 5
-    assert not any(is_hidden(label) for label in (0, 1, "0", "neg", 0.5))
+    assert all(map(is_hidden, ([], [-1, -1], {"text": [], "answer_start": []})))
+    answer, malformed = {"text": ["a"], "answer_start": [0]}, {"texts": []}
+    assert not any(map(is_hidden, (0, 1, "0", "neg", 0.5, [0, 0], [-1, 2], ["a"], answer, malformed)))
