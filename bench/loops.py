@@ -255,7 +255,7 @@ def ours_fused(work: Workload, sequences: Sequences, runtime: Runtime, steps: in
         encoder.compile_layers()
     if runtime.device.type == "cuda":
         most = max(map(len, our_loader(work, sequences).plan(0)))
-        step.use_graphs(int(sequences.lengths.max()), most, parts=1)
+        step.use_graphs(int(sequences.lengths.max()), most)
     _run(step, work, sequences, steps, after)
 
 

@@ -141,7 +141,7 @@ def train(
 
     if runtime.cuda_graphs and not step.lacks_room_for_graphs:
         longest, most = int(loader.sequences.lengths.max()), max(map(len, loader.plan(0)))
-        step.use_graphs(longest, most, accumulate // ranks.world_size())
+        step.use_graphs(longest, most)
 
     clock, logged_seconds, tokens = time.perf_counter() - progress.seconds, progress.seconds, 0
     while progress.step < steps:

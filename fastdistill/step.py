@@ -229,6 +229,9 @@ class Step:
             ValueError: a single sequence does not fit into memory.
         """
         totals = self.with_room(batches, lambda: self._backward(batches))
+        if len(batches) > 1:  # not the losses: ops have made their gradients for the weights of the recipe
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_div_([g._values() if g.is_sparse else g for g in gradients], len(batches))
         ranks.mean_([*(p.grad for p in self.parameters if p.grad is not None), *totals.values()])
         return totals
 
@@ -243,25 +246,24 @@ class Step:
                 if self.graphs is not None and whole is None:
                     found = self.graphs(piece.to(self.runtime.device))
                 else:
-                    found = self.passes(piece, len(batches), whole)
+                    found = self.passes(piece, whole)
                 for name, value in found.items():
                     totals[name] = totals.get(name, 0) + value / len(batches)
         return totals
 
-    def passes(self, batch: Batch, parts: int, whole: Batch | None = None) -> dict[str, Tensor]:
-        """Add one of `parts` equal parts of the gradient of a batch; returns its terms and loss, as `forward` does."""
+    def passes(self, batch: Batch, whole: Batch | None = None) -> dict[str, Tensor]:
+        """Add the gradient of a batch, or of a piece of one; returns its terms and loss, as `forward` does."""
         loss, values = self.forward(batch, whole)
-        (loss / parts).backward()
+        loss.backward()
         return {name: value.detach() for name, value in (values | {"loss": loss}).items()}
 
-    def use_graphs(self, longest: int, most: int, parts: int) -> None:
+    def use_graphs(self, longest: int, most: int) -> None:
         """From here on record the passes of whole batches, and the update, as CUDA graphs, if all that they do lies on
         the GPU.
 
         Args:
             longest: tokens of the longest sequence.
             most: sequences of a batch.
-            parts: batches of a step.
         """
         if (
             not isinstance(self.teacher, Live)
@@ -273,7 +275,7 @@ class Step:
                 "losses that count tokens"
             )
             return
-        self.graphs = Graphs(partial(self.passes, parts=parts), self.parameters, longest, most)
+        self.graphs = Graphs(self.passes, self.parameters, longest, most)
         for group in self.optimizer.param_groups:  # a graph reads the rate from where it lies
             group["lr"] = torch.zeros((), device=self.runtime.device)
 

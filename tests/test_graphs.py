@@ -34,7 +34,7 @@ def recording(world: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[step.Step, 
         for module in one.student.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False  # as on a GPU
-    ours.use_graphs(longest=20, most=3, parts=2)
+    ours.use_graphs(longest=20, most=3)
     return plain, ours
 
 
@@ -136,8 +136,8 @@ def test_graphs_that_were_given_up_are_not_recorded_again(
     recorded: list[step.Step] = []
     use_graphs = step.Step.use_graphs
 
-    def with_little_memory(self: step.Step, longest: int, most: int, parts: int) -> None:
-        use_graphs(self, longest, most, parts)
+    def with_little_memory(self: step.Step, longest: int, most: int) -> None:
+        use_graphs(self, longest, most)
         recorded.append(self)
         give_out(monkeypatch, self, 20, LACKING[0])
 
@@ -160,7 +160,7 @@ def test_graphs_that_were_given_up_are_not_recorded_again(
 
 def test_label_losses_are_not_recorded(world: Path) -> None:
     ours, said = whole_step(world, ALL)
-    ours.use_graphs(longest=20, most=8, parts=1)
+    ours.use_graphs(longest=20, most=8)
     assert ours.graphs is None
     assert said[0].startswith("no CUDA graphs: they need a teacher that runs beside the student, models that run")
 
@@ -172,15 +172,15 @@ def test_cuda_graphs_want_a_gpu(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_whole_stage_with_graphs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches a step: the loop tells graphs of how many parts a step has, and how long and many sequences are."""
+    """Two batches a step: the loop tells graphs how long and many sequences are."""
     recorded: list[graphs.Graphs] = []
     use_graphs = step.Step.use_graphs
 
-    def as_on_a_gpu(self: step.Step, longest: int, most: int, parts: int) -> None:
+    def as_on_a_gpu(self: step.Step, longest: int, most: int) -> None:
         for module in self.student.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False
-        use_graphs(self, longest, most, parts)
+        use_graphs(self, longest, most)
         assert self.graphs is not None
         recorded.append(self.graphs)
 

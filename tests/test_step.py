@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from fastdistill.models.encoder import Encoder
 from fastdistill.models.teacher import Live
 from fastdistill.recipe import Losses, Optim, Stage
 from fastdistill.step import Runtime, make_optimizer
+from fastdistill_kernels.soft_cross_entropy import chunked
 from tests.peak import PeakBytes
 from tests.steps import ALL, LACKING, give_out, text, whole_step
 from tests.tiny import make_teacher, tiny_recipe
@@ -40,6 +41,21 @@ def test_runtime_follows_the_recipe(world: Path, tmp_path: Path) -> None:
     fp32 = Runtime.of(replace(recipe, device="cpu", precision="fp32"))
     assert fp32.dtype == torch.float32
     assert fp32.describe("fp32") == f"CPU, {torch.get_num_threads()} threads: float32"
+
+
+def test_logits_are_walked_over_once_a_batch(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many batches a step has: the gradient that the forward pass makes is the one that is wanted."""
+    walks, walk = [], chunked.SoftLabels._walk
+
+    def watch(self: chunked.SoftLabels, *arguments: Any) -> Any:
+        walks.append(self)
+        return walk(self, *arguments)
+
+    monkeypatch.setattr(chunked.SoftLabels, "_walk", watch)
+    ours, _ = whole_step(world, Losses(soft=0.5, hard=2.0))
+    batches = [collate(text(), range(n, n + 3)) for n in (0, 3, 6)]
+    ours.backward(batches)
+    assert len(walks) == len(batches)
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -84,7 +84,7 @@ def test_launched_as_one_or_compiled_the_outcome_is_the_same(world: Path, dtype:
         step = make_step(world, torch.device("cuda"), dtype, latent)
         step.student.eval()  # no dropout
         if fast and how == "graphs":
-            step.use_graphs(longest=29, most=max(map(len, loader().plan(0))), parts=1)
+            step.use_graphs(longest=29, most=max(map(len, loader().plan(0))))
         elif fast:
             assert step.student.compile_layers()
             assert step.teacher.encoder.compile_layers()

@@ -167,7 +167,7 @@ def test_losses_outlive_the_replay_of_a_graph(work: Workload, monkeypatch: pytes
         for module in step.student.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False  # as on a GPU
-        step.use_graphs(longest=64, most=40, parts=1)
+        step.use_graphs(longest=64, most=40)
         return step
 
     monkeypatch.setattr(graphs, "capture", lambda run, place, warm_up=2: (run, place))
