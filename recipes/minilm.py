@@ -4,7 +4,8 @@
         --task.name sst2 --output_dir out
 
 Wang et al., arXiv 2002.10957, compare heads one to one: the student has as many as the teacher, and
---minilm.losses.relation_heads is their number (12). For other numbers there is recipes.minilm_v2.
+--minilm.losses.relation_heads is their number (12). Models of other numbers of heads are compared too: queries and keys
+of both are then split anew, into as many parts as that says, which is the idea of recipes.minilm_v2.
 
 minilm    KL divergence of attention and of value relations, last layer to last layer
 tune      gold labels

@@ -8,7 +8,7 @@ LayerMap = tuple[tuple[int, int], ...]
 
 
 def uniform_layers(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
-    """Teacher layer ``ceil(m N / M)`` of every student layer m (TinyBERT, section 3): 12 to 4 gives 3, 6, 9, 12."""
+    """Teacher layer ``ceil(m N / M)`` of every student layer m (TinyBERT): 12 to 4 gives 3, 6, 9, 12."""
     return tuple(-(-m * teacher_layers // student_layers) for m in range(1, student_layers + 1))
 
 
@@ -44,8 +44,8 @@ def parse_layer_map(text: str, student_layers: int, teacher_layers: int) -> Laye
     Args:
         text: uniform, ``g(m) = ceil(m N / M)`` for m = 1..M (TinyBERT); skip, ``g(m) = m (N // M)`` for m = 1..M-1
             (PKD-Skip: 12 to 6 gives 2, 4, 6, 8, 10); last, ``g(m) = N - M + m`` for m = 1..M-1 (PKD-Last: 7..11);
-            top, ``g(m) = N - M + m``, and bottom, ``g(m) = m``, for m = 1..M (TinyBERT, section 4.4); or pairs such as
-            "1:3,2:6".
+            top, ``g(m) = N - M + m``, and bottom, ``g(m) = m``, for m = 1..M (TinyBERT, "Effects of Mapping
+            Function"); or pairs such as "1:3,2:6".
         student_layers: M.
         teacher_layers: N.
 
