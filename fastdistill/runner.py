@@ -24,7 +24,7 @@ from fastdistill.checkpoint import Checkpoints, Progress, publish, weights
 from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
 from fastdistill.evaluate import EVALUATION_TOKENS, predict, probe
-from fastdistill.inputs import Inputs, load_inputs, max_length
+from fastdistill.inputs import Inputs, load_inputs
 from fastdistill.log import Log
 from fastdistill.loop import train
 from fastdistill.losses.objective import Objective
@@ -36,6 +36,7 @@ from fastdistill.models.pretrained import quiet
 from fastdistill.models.student import copy_head
 from fastdistill.models.teacher import Ensemble, Live
 from fastdistill.recipe import HeadKind, Recipe, Stage
+from fastdistill.roles import max_length
 from fastdistill.step import Runtime
 from fastdistill.teacher_cache import Cached, cached
 from fastdistill.workspace import Workspace, check_workspace, open_workspace

@@ -16,8 +16,8 @@ from fastdistill.checkpoint import publish
 from fastdistill.checks import check_values
 from fastdistill.cli import overridden
 from fastdistill.data.columns import complete
-from fastdistill.inputs import load_models
 from fastdistill.recipe import Recipe
+from fastdistill.roles import load_models
 from fastdistill.runner import run
 from fastdistill.workspace import Workspace
 

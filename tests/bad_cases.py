@@ -248,10 +248,7 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
         ),
         ("was fine-tuned for regression", "needs single_label_classification"),
     ),
-    "steps of the control": (
-        lambda r, t: replace(r, control=replace(r.control, steps=7)),
-        ("control.steps is 7", "as many steps as"),
-    ),
+    "steps of the control": (lambda r, t: replace(r, control=replace(r.control, steps=7)), ("control.steps is 7",)),
     "epochs of the control": (
         lambda r, t: replace(r, control=replace(r.control, epochs=2.0)),
         ("control.epochs is 2",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,34 +309,6 @@ def test_matched_and_mismatched_are_both_reported_of(tmp_path: Path, tokenizer: 
     assert [len(own) for own in (data.train, data.validation, data.test)] == [34, 6, 10]
     assert {name: len(own) for name, own in data.more.items()} == {"mismatched": 13}
     assert data.label_names == ("entailment", "neutral", "contradiction")
-
-
-HIDDEN_TESTS: dict[str, tuple[Task, dict[str, Any], list[Any], Any]] = {
-    "span": (
-        Task(kind="span", text="question", pair="context", label="answers"),
-        {"question": "was it good", "context": "the film was good"},
-        [{"text": ["good"], "answer_start": [13]}, {"text": ["film"], "answer_start": [4]}],
-        {"text": [], "answer_start": []},
-    ),
-    "multilabel": (Task(kind="multilabel", text="text", label="labels"), {"text": "a film"}, [["a"], ["a", "b"]], []),
-    "tagging": (
-        Task(kind="tagging", text="tokens", label="ner_tags"), {"tokens": ["a", "film"]}, [["O", "B-X"], ["O", "O"]],
-        [-1, -1],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", HIDDEN_TESTS)
-def test_a_split_without_published_answers_is_not_used(
-    kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    task, texts, labels, hidden = HIDDEN_TESTS[kind]
-    assert task.label is not None
-    rows = [{**texts, task.label: labels[n % 2]} for n in range(20)]
-    path = write(tmp_path, train=rows, test=[{**texts, task.label: hidden}] * 5)
-    data = load_task(replace(task, path=path, validation_size=4, test_size=6), tokenizer, 0)
-    assert data.origins["test"] == "train, 6 rows set aside"
-    assert any("has no published labels; its rows are not used" in said for said in data.said)
 
 
 def test_a_single_class_is_no_choice_of_several(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
