@@ -118,7 +118,9 @@ class TrainingState:
         self.objective.load_state_dict(load_file(folder / "objective.safetensors"))
         best = folder / "best.safetensors"
         self.best = load_file(best) if best.exists() else None
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        # the options are those of the recipe as it is now
+        self.optimizer.load_state_dict(saved | {"param_groups": self.optimizer.state_dict()["param_groups"]})
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
 
 

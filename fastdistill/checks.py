@@ -49,6 +49,10 @@ def check_values(recipe: Recipe) -> None:
             raise ValueError(f"{name} is {seed}: it must be from 0 to {2**32 - 1}")
     if recipe.verify_cache < 0:
         raise ValueError(f"verify_cache is {recipe.verify_cache}: it must be 0 or more")
+    if recipe.verify_cache and not recipe.teacher_cache:
+        raise ValueError(
+            f"verify_cache is {recipe.verify_cache}, but there is no cache: set teacher_cache, or leave it out"
+        )
     others, weights = recipe.teacher.others, recipe.teacher.weights
     if weights is not None and (len(weights) != 1 + len(others) or not all(0 < w < math.inf for w in weights)):
         raise ValueError(

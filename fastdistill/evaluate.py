@@ -69,12 +69,17 @@ def probe(
     if len(x) > PROBE_ROWS:
         rows = np.random.default_rng(0).permutation(len(x))[:PROBE_ROWS]
         x, y = x[rows], y[rows]
+    if gold.kind in ("classification", "tagging") and (y == y[0]).all():  # of a rare class none was drawn
+        if gold.groups is not None:
+            return np.zeros(len(x_test))
+        constant = np.full(len(x_test), y[0])
+        return _tags(_by_row(constant, parts_test), gold) if gold.kind == "tagging" else constant
     model = LogisticRegression(max_iter=300) if gold.kind in ("classification", "tagging") else Ridge()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations are enough for a probe
         fitted = make_pipeline(StandardScaler(), model).fit(x, y)
     if gold.kind == "tagging":
-        return _tags(np.split(fitted.predict(x_test), np.cumsum([len(part) for part in parts_test])[:-1]), gold)
+        return _tags(_by_row(fitted.predict(x_test), parts_test), gold)
     if gold.kind == "multilabel":
         return fitted.predict(x_test) > 0.5
     return np.asarray(fitted.decision_function(x_test) if gold.groups is not None else fitted.predict(x_test))
@@ -83,6 +88,11 @@ def probe(
 def agreement(one: Any, other: Any) -> float:
     """The share of rows of which two models say the same."""
     return float(np.mean([np.array_equal(a, b) for a, b in zip(one, other, strict=True)]))
+
+
+def _by_row(values: np.ndarray, rows: list[np.ndarray]) -> list[np.ndarray]:
+    """As many of the values for every row as it has entries."""
+    return np.split(values, np.cumsum([len(row) for row in rows])[:-1])
 
 
 def _tags(found: list[np.ndarray], gold: Gold) -> list[list[str]]:

@@ -54,15 +54,17 @@ class Log:
 
     @property
     def offset(self) -> int:
-        """Length of the log in bytes, all of it on its way to the disk."""
+        """Length of the log in bytes, all of it on the disk."""
         self.file.flush()
+        if self.path:
+            os.fsync(self.file.fileno())
         return self.file.tell()
 
     def cut(self, offset: int) -> None:
         """Forget what was logged after `offset`."""
         if self.path:
             self.file.flush()
-            os.truncate(self.path, offset)
+            os.truncate(self.path, min(offset, self.path.stat().st_size))
             self.file.seek(0, os.SEEK_END)
 
     def forget(self, stage: str) -> None:

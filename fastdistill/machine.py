@@ -48,10 +48,10 @@ class Portion:
     say: Callable[[str], None] = print
 
     def of(self, work: Callable[[int], T], least: int) -> T:
-        """What `work(tokens)` returns; it is tried with `least` tokens before an error is raised."""
+        """What `work(tokens)` returns; never with less than `least`, which are tried before an error is raised."""
         while True:
             try:
-                return work(self.tokens)
+                return work(max(self.tokens, least))
             except (RuntimeError, MemoryError) as error:
                 if self.tokens <= least or not lacks_memory(error):
                     raise

@@ -71,10 +71,6 @@ def load_models(recipe: Recipe) -> Models:
     for path in (recipe.student.path, recipe.teacher.finetuned):
         if path not in (None, base):
             check_same_tokens(path, tokenizer)
-    longest = min(teacher.max_length, student.max_length)
-    for what in {"general" if stage.data in GENERAL else "task" for stage in stages.values()}:
-        if (length := getattr(recipe, what).max_length) > longest:
-            raise ValueError(f"{what}.max_length is {length}, but teacher and student take {longest} tokens at most")
     kind, finetuned, masked = recipe.task.kind or "classification", teacher, teacher
     if recipe.teacher.finetuned:
         finetuned = Encoder.load(recipe.teacher.finetuned, head="finetuned", kind=kind)
@@ -94,7 +90,11 @@ def load_models(recipe: Recipe) -> Models:
     for path, other in others.items():
         _check_alike(path, other, finetuned)
         check_same_tokens(path, tokenizer)
-    _check_objectives(recipe, stages, student, {"pretrained": masked, "finetuned": finetuned})
+    longest = min(one.max_length for one in (teacher, finetuned, *others.values(), student))
+    for what in {"general" if stage.data in GENERAL else "task" for stage in stages.values()}:
+        if (length := getattr(recipe, what).max_length) > longest:
+            raise ValueError(f"{what}.max_length is {length}, but teacher and student take {longest} tokens at most")
+    said += _check_objectives(recipe, stages, student, {"pretrained": masked, "finetuned": finetuned})
     return Models(stages, tokenizer, base, teacher, masked, finetuned, others, student, said)
 
 
@@ -122,8 +122,11 @@ def _jobs(recipe: Recipe) -> dict[str, Stage]:
     return {name: stage for name, stage in jobs.items() if not stage.skip}
 
 
-def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder, teachers: dict[str, Encoder]) -> None:
-    """Layer maps, heads and taps of every stage that has a teacher."""
+def _check_objectives(
+    recipe: Recipe, stages: dict[str, Stage], student: Encoder, teachers: dict[str, Encoder]
+) -> list[str]:
+    """Layer maps, heads and taps of every stage that has a teacher; returns what is to be said of them."""
+    said = []
     for name, stage in stages.items():
         if stage.teacher == "none":
             continue
@@ -137,6 +140,15 @@ def _check_objectives(recipe: Recipe, stages: dict[str, Stage], student: Encoder
                 headed = student.with_fresh_head(kind, 2) if objective.student_taps.logits else student
             headed.check_taps(objective.student_taps)
             teacher.check_taps(objective.teacher_taps)
+        losses = stage.losses
+        maps = layers if losses.attention else layers[-1:] if losses.relation and "qk" in losses.relation_pairs else ()
+        reach = min((x for _, layer in maps if (x := teacher.reach(layer)) is not None), default=length)
+        if length is not None and reach is not None and reach < length - 1:
+            said.append(
+                f"{name}: a layer of the teacher sees {reach} tokens to each side, but attention maps are compared "
+                f"over all pairs of tokens: map layers that see all, or lower max_length from {length} to {reach + 1}"
+            )
+    return said
 
 
 def _check_alike(path: str, other: Encoder, first: Encoder) -> None:

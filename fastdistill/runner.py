@@ -65,11 +65,11 @@ def run(
     if recipe.assistant is not None:
         before, recipe = assistant.split(recipe, recipe.assistant)
     ranks.agree(lambda: check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage))
-    if recipe.assistant is not None and (
-        overwrite or not ranks.agree((Workspace.of(before).root / "report.json").exists)
-    ):
-        ranks.first(lambda: assistant.check(before, recipe))
-        run(before, resume=resume or from_stage is not None, overwrite=overwrite)
+    if recipe.assistant is not None:
+        used = (Workspace.of(before).root / "report.json", Workspace.of(recipe).recipe)  # by a run that has begun
+        if overwrite or not ranks.agree(lambda: all(path.exists() for path in used)):
+            ranks.first(lambda: assistant.check(before, recipe))
+            run(before, resume=resume or from_stage is not None, overwrite=overwrite)
     runtime = ranks.first(lambda: Runtime.of(recipe))
     inputs = ranks.first(lambda: load_inputs(recipe))
     space = Workspace.of(recipe)

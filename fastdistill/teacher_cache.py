@@ -35,6 +35,7 @@ FORMAT_VERSION = 4
 TOKENS_PER_SHARD = 1 << 14  # at least
 MOST_SHARDS = 1000  # each is mapped, once for each tap, of which there are some 40, and Linux allows 65,000 maps
 KINDS = ("hidden", "q", "k", "v")
+ALIKE = (("hidden.",), ("q.", "k.", "v."), ("logits",))  # taps that losses compare at once: of one dtype, the widest
 ANSWER = "answer"  # the one tensor of a file
 TOLERANCE = 0.15  # relative error of a sequence; 0.05 occurs in bf16, in batches of other shapes
 MOST_LOST = 0.01  # of the norm of float32 answers kept as float16
@@ -71,12 +72,16 @@ class Cached:
         assert batch.indices is not None, "a batch of the text that the cache was made for"
         shards = np.searchsorted(self.bounds, batch.indices, side="right") - 1
         starts = np.asarray(self.bounds)[shards]
-        captured = Captured(scaling=self.scaling)
+        captured, found = Captured(scaling=self.scaling), {}
         for name in names_of(taps):
             offsets = self._offsets(name)
             firsts, lasts = (offsets[rows] - offsets[starts] for rows in (batch.indices, batch.indices + 1))
-            parts = [self.answers[shard, name][i:j] for shard, i, j in zip(shards, firsts, lasts, strict=True)]
-            put(captured, name, sent(parts, batch.input_ids.device))
+            found[name] = [self.answers[shard, name][i:j] for shard, i, j in zip(shards, firsts, lasts, strict=True)]
+        for kinds in ALIKE:
+            alike = {name: parts for name, parts in found.items() if name.startswith(kinds)}
+            dtypes = {part.dtype for parts in alike.values() for part in parts}
+            for name, parts in alike.items():
+                put(captured, name, sent(parts, reduce(torch.promote_types, dtypes), batch.input_ids.device))
         return captured
 
     def open(self, taps: Taps) -> Lacking:
@@ -217,11 +222,9 @@ class Cached:
         return True
 
 
-def sent(parts: list[Tensor], device: torch.device) -> Tensor:
-    """Them end to end on `device`, in the widest of their dtypes; to a GPU from pinned memory, lest the host wait."""
-    shape = (sum(map(len, parts)), *parts[0].shape[1:])
-    dtype = reduce(torch.promote_types, {part.dtype for part in parts})
-    room = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+def sent(parts: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Them end to end on `device`, as `dtype`; to a GPU from pinned memory, lest the host wait."""
+    room = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=dtype, pin_memory=device.type == "cuda")
     return torch.cat(parts, out=room).to(device, non_blocking=True)
 
 

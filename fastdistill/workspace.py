@@ -10,9 +10,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastdistill.checkpoint import publish_file
 from fastdistill.recipe import Recipe
 
 # what the end of a run makes from its stages, and the rest; deleted in this order, a log after what it tells of
@@ -111,6 +113,8 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
     if occupied and not overwrite:
         old, new = _saved(space)["recipe"], _to_json(recipe)
         changed = [name for name in _differences(old, new) if not _may_change(name, space, recipe, from_stage)]
+        if [name for name in recipe.stages if name in old.get("stages", ())] != list(old.get("stages", ())):
+            changed.append("the order of stages")
         if changed:
             raise ValueError(
                 f"{space.root} was made with other values of {', '.join(changed)}: use the same, start again with "
@@ -178,9 +182,9 @@ def open_workspace(
         _delete(path)
     for path in space.root.glob("**/.*.tmp"):  # left by a kill
         _delete(path)
-    temporary = space.recipe.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"recipe": _to_json(recipe), "data": fingerprint}, indent=1))
-    temporary.replace(space.recipe)  # never missing beside other files: it marks the directory as a run's
+    text = json.dumps({"recipe": _to_json(recipe), "data": fingerprint}, indent=1)
+    # never missing beside other files: it marks the directory as a run's
+    publish_file(space.recipe, partial(Path.write_text, data=text))
     space.checkpoints.mkdir(exist_ok=True)
 
 

@@ -48,6 +48,11 @@ def test_a_run_with_the_cache_learns_what_a_run_without_it_learns(world: Path, t
         torch.testing.assert_close(first[name], live[name], rtol=0.05, atol=0.02)
 
 
+def test_there_is_nothing_to_verify_without_a_cache(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="verify_cache is 3, but there is no cache"):
+        run(replace(several_epochs(world, tmp_path), verify_cache=3))
+
+
 @pytest.mark.parametrize("room", [0, 30], ids=["at once", "half way"])
 def test_a_full_disk_costs_the_cache_and_not_the_run(
     room: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -89,6 +89,19 @@ def test_restored_state_goes_on_to_the_bit(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
 
 
+def test_options_of_the_optimiser_are_those_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    state, other = make_state(0), make_state(0)
+    step(state)
+    Checkpoints(tmp_path, "gd").save(state)
+    for group in other.optimizer.param_groups:
+        group["weight_decay"] = 50.0
+    found = Checkpoints(tmp_path, "gd").latest()
+    assert found is not None
+    other.restore(found)
+    assert [group["weight_decay"] for group in other.optimizer.param_groups] == [50.0]
+    assert other.optimizer.state_dict()["state"].keys() == state.optimizer.state_dict()["state"].keys()
+
+
 def test_only_the_newest_checkpoint_of_the_stage_is_kept_and_found(tmp_path: Path) -> None:
     checkpoints, other = Checkpoints(tmp_path, "gd"), Checkpoints(tmp_path, "ged")
     assert checkpoints.latest() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_probe_is_fitted_to_a_bounded_number_of_rows(tmp_path: Path, monkeypatch
     monkeypatch.setattr(evaluate, "PROBE_ROWS", 50)
     probe(encoder, data, make_data(5), torch.device("cpu"))
     assert seen == [50]
+
+
+def test_probe_of_rows_of_one_class_says_that_class(tmp_path: Path) -> None:
+    """Of a rare class none may be among the rows that it is fitted to."""
+    encoder, test = Encoder.load(make_teacher(tmp_path)), make_data(5)
+    train = labelled(test.input_ids, test.offsets, np.full(5, 2))
+    assert probe(encoder, train, test, torch.device("cpu")).tolist() == [2] * 5
+    assert test.gold is not None
+    ranked = replace(test, gold=replace(test.gold, groups=np.zeros(5)))
+    assert probe(encoder, train, ranked, torch.device("cpu")).tolist() == [0.0] * 5
 
 
 def test_agreement_is_over_rows_whatever_a_row_is() -> None:

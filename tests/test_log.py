@@ -52,6 +52,18 @@ def test_cut_and_forget_remove_what_a_killed_run_logged(tmp_path: Path) -> None:
     assert [(r["stage"], r.get("step")) for r in read(path)] == [("tad", None), ("gd", 4)]
 
 
+def test_a_log_shorter_than_the_checkpoint_says_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with Log(path) as log:
+        report(log, 1)
+        offset = log.offset
+    path.write_text("")
+    with Log(path) as log:
+        log.cut(offset)
+        report(log, 2)
+    assert [r["step"] for r in read(path)] == [2]
+
+
 def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"event": "step", "stage": "gd", "step": 1}\n{"event": "st')

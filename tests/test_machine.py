@@ -57,6 +57,7 @@ def test_a_portion_is_halved_for_good_where_memory_lacks_and_that_is_said() -> N
     with pytest.raises(RuntimeError, match="another"):
         portion.of(another, least=1)
     assert len(said) == 3
+    assert machine.Portion(100).of(room_for(300), least=200) == 200
 
 
 def another(_: int) -> int:

@@ -82,6 +82,14 @@ def test_from_stage_refuses_what_finished_stages_were_made_with(
     assert sorted(done.rglob("*")) == before
 
 
+def test_stages_in_another_order_are_another_run(done: Path, world: Path) -> None:
+    recipe = tiny_recipe(world, done)
+    turned = replace(recipe, stages=dict(reversed(recipe.stages.items())))
+    for how in ({"resume": True}, {"from_stage": "gd"}):
+        with pytest.raises(ValueError, match="other values of the order of stages"):
+            run(turned, **how)  # type: ignore[arg-type]
+
+
 def test_stage_skipped_the_second_time_is_not_reported(done: Path, world: Path, tmp_path: Path) -> None:
     out = copy(done, tmp_path / "out")
     recipe = tiny_recipe(world, out)

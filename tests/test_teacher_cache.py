@@ -234,17 +234,28 @@ def test_numbers_beyond_float16_stay_float32(folder: Path, tmp_path: Path, facto
     encoder = Encoder.load(folder, head="finetuned")
     with torch.no_grad():
         encoder.get_parameter("model.bert.encoder.layer.2.output.LayerNorm.weight").mul_(factor)
+        encoder.get_parameter("model.bert.encoder.layer.1.attention.self.key.weight").mul_(factor**2)
+        encoder.get_parameter("model.bert.encoder.layer.1.attention.self.key.bias").zero_()
     live = Live(encoder)
     cache, batch = fill(tmp_path, live), next(Loader(text(), 64, 0).batches())[1]
     assert cache.answers[0, "hidden.3"].dtype == torch.float32
     assert cache.answers[0, "q.2"].dtype == torch.float16
-    kept, said = cache(batch, TAPS).hidden[3], live(batch, TAPS).hidden[3]
-    torch.testing.assert_close(kept / factor, said / factor)
+    assert cache.answers[0, "k.2"].dtype == torch.float32
+    kept, said = cache(batch, TAPS), live(batch, TAPS)
+    torch.testing.assert_close(kept.hidden[3] / factor, said.hidden[3] / factor)
+    # losses compare them at once
+    assert {x.dtype for x in (*kept.hidden.values(), kept.q[2], kept.k[2], kept.v[4])} == {torch.float32}
 
 
-def test_shards_of_two_dtypes_are_read_in_the_wider() -> None:
-    parts = [torch.ones(2, 3, dtype=torch.float16), torch.full((1, 3), 1e5)]
-    assert torch.equal(teacher_cache.sent(parts, torch.device("cpu")), torch.cat(parts))
+def test_shards_of_two_dtypes_are_read_in_the_wider(live: Live, tmp_path: Path) -> None:
+    cache, taps = fill(tmp_path, live), Taps(hidden=frozenset({0, 3}))
+    batch = next(Loader(text(), 2000, 0).batches())[1]
+    halved = cache(batch, taps)
+    cache.answers[1, "hidden.3"] = cache.answers[1, "hidden.3"].float()
+    mixed = cache(batch, taps)
+    for layer in (0, 3):
+        assert (halved.hidden[layer].dtype, mixed.hidden[layer].dtype) == (torch.float16, torch.float32)
+        assert torch.equal(halved.hidden[layer].float(), mixed.hidden[layer])
 
 
 @pytest.mark.parametrize("kind", ["tagging", "span"])

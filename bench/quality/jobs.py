@@ -180,6 +180,11 @@ class Row:
             raise ValueError(
                 f"method {key}: its last stage must learn labels of the task, or there is nothing to score"
             )
+        if stages[last].keep != "best":
+            raise ValueError(
+                f"method {key}: {last}.keep is {stages[last].keep}, but rates are chosen by scores on validation "
+                "rows: set it to best"
+            )
         if any("learning_rate" in method.overrides.get(last, {}).get("optim", {}) for method in methods):
             raise ValueError(
                 f"method {key}: {last}.optim.learning_rate is given, but all of learning_rates are tried for the last "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.quality.jobs import Job, placed, told
-from bench.quality.verdict import constant_score
+from bench.quality.verdict import check_metric, constant_score
 from bench.quality.work import Result, Work
 from bench.timing import device_name
 from fastdistill import Encoder, Recipe, run
@@ -40,6 +40,9 @@ def perform(job: Job, work: Work, data: Path) -> Result:
         return choose(job, work)
     before = [stage for part in job.parts for stage in (work.result(part) or {})["stages"]]
     recipe = placed(job.recipe, data=data, models=work.jobs, output_dir=work.run(job), cache_dir=work.root / "cache")
+    if job.kind == "trial":
+        completed, _ = complete(recipe.task)
+        check_metric(str(completed.kind), metrics_of(completed)[0])
     start = time.perf_counter()
     report = run(recipe, resume=True)
     space = Workspace.of(recipe)
@@ -117,6 +120,7 @@ def examined(recipe: Recipe, space: Workspace) -> tuple[dict[str, np.ndarray], R
     encoder = Encoder.load(space.student, head="finetuned", kind=gold.kind).to(device)
     predictions = predict(encoder, task.test, device)
     metrics = metrics_of(replace(completed, label_names=task.label_names))
+    check_metric(gold.kind, metrics[0])  # tags are known only now
     scored = scores(metrics, predictions, gold)
     answers, classes = compact(predictions, gold), len(gold.names) if gold.names else 1
     return answers, {
@@ -132,15 +136,10 @@ def examined(recipe: Recipe, space: Workspace) -> tuple[dict[str, np.ndarray], R
 def compact(predictions: Any, gold: Gold) -> dict[str, np.ndarray]:
     """Predictions and labels, row by row, as `verdict` reads them; of tags the entities of each row: how many are
     right, were predicted, and are there.
-
-    Raises:
-        ValueError: a kind of task that has no bootstrap.
     """
     if gold.kind == "tagging":
         pairs = [(entities(p), entities(g)) for p, g in zip(predictions, gold.rows, strict=True)]
         counts = np.array([(len(p & g), len(p), len(g)) for p, g in pairs], np.int16)
         return {"predictions": counts, "labels": counts[:, 2]}
-    if gold.kind not in ("classification", "regression") or gold.groups is not None:
-        raise ValueError(f"a {gold.kind} task{' of ranks' * (gold.groups is not None)} has no bootstrap: leave it out")
     small = np.float32 if gold.kind == "regression" else np.int16
     return {"predictions": predictions.astype(small), "labels": np.asarray(gold.rows).astype(small)}

@@ -16,8 +16,24 @@ RESAMPLES = 10_000
 CHUNK = 500  # resamples at a time: 8 MB for 2,000 rows
 LOW, HIGH = 2.5, 97.5  # percentiles: of the differences 95 % lie between them
 
+METRICS = {  # that can be resampled, by kind of label
+    "classification": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman"),
+    "tagging": ("entity_f1",),
+}
 Metric = Callable[[np.ndarray], np.ndarray]
 """From counts (R, N), how often each resample drew each row, to the score of each resample (R,)."""
+
+
+def check_metric(kind: str, metric: str) -> None:
+    """Refuse what no verdict could be given of.
+
+    Raises:
+        ValueError: a kind of label, or a metric of it, that has no bootstrap.
+    """
+    if metric not in METRICS.get(kind, ()):
+        known = ", ".join(METRICS.get(kind, ())) or "none"
+        raise ValueError(f"{metric} of a {kind} task has no bootstrap ({known} has): set task.metric, or leave it out")
 
 
 def resampled_scores(
@@ -60,11 +76,7 @@ def _draws(rows: int, resamples: int) -> Iterator[np.ndarray]:
 
 
 def _metric(metric: str, predictions: np.ndarray, labels: np.ndarray, classes: int) -> Metric:
-    """The metric as a function of counts.
-
-    Raises:
-        ValueError: no such metric is known here.
-    """
+    """The metric, one of METRICS, as a function of counts."""
     if metric == "accuracy":
         return partial(_accuracy, (predictions == labels).astype(np.float64))
     if metric in ("f1", "matthews"):
@@ -74,9 +86,8 @@ def _metric(metric: str, predictions: np.ndarray, labels: np.ndarray, classes: i
         return partial(_entity_f1, predictions.astype(np.float64))
     if metric == "pearson":
         return partial(_pearson, *(_centred(x) for x in (predictions, labels)))
-    if metric == "spearman":
-        return partial(_spearman, predictions, labels)
-    raise ValueError(f"metric {metric} has no bootstrap: add it to bench/quality/verdict.py")
+    assert metric == "spearman", f"{metric} is in METRICS, and there is no function for it"
+    return partial(_spearman, predictions, labels)
 
 
 def _accuracy(right: np.ndarray, counts: np.ndarray) -> np.ndarray:

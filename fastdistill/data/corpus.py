@@ -121,10 +121,13 @@ def _write(folder: Path, source: Source, corpus: Corpus, tokenizer: PreTrainedTo
                     file.flush()
                     os.fsync(file.fileno())
                 publish_file(folder / PROGRESS, partial(Path.write_text, data=json.dumps([number, counts])))
+        for file in (tokens, offsets):
+            file.flush()
+            os.fsync(file.fileno())
     if counts["documents"] == 0:
         raise ValueError(f"{source.where} has no text: all {counts['skipped']} documents are blank")
     index = {"version": FORMAT_VERSION, "source": source.where, "dtype": dtype.name, "counts": counts}
-    (folder / "index.json").write_text(json.dumps(index, indent=1))
+    publish_file(folder / "index.json", partial(Path.write_text, data=json.dumps(index, indent=1)))
     (folder / PROGRESS).unlink(missing_ok=True)
 
 

@@ -114,6 +114,13 @@ class Encoder(nn.Module):
         """What its classes are called, by index."""
         return [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
 
+    def reach(self, layer: int) -> int | None:
+        """How many tokens to each side `layer` (from 1) sees; None where it sees all, as most families do."""
+        config = self.model.config
+        kinds = getattr(config, "layer_types", None) or []
+        sliding = kinds[layer - 1 : layer] == ["sliding_attention"]
+        return int(config.sliding_window) if sliding else None
+
     @torch.no_grad()
     def order_labels(self, names: Sequence[str] | None, num_labels: int) -> str | None:
         """Put the `num_labels` outputs of the head into the order of `names`.

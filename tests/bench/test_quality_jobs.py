@@ -86,6 +86,7 @@ def test_nothing_to_collect_is_said(data: Path, tmp_path: Path) -> None:
         ("learning_rates: [5e-5, 5e-3]\ncommon", "learning_rates: []\ncommon", "learning_rates is empty"),
         ("{path: tasks/reviews,", "{path: tasks/reviews, split_seed: 3,", r"split_seed is 3, but teacher\.seed"),
         ("{gd: {optim: {learning_rate: 5e-3}}}", "{tsd: {skip: true}}", "method tiny: its last stage must learn"),
+        ("{gd: {optim: {learning_rate: 5e-3}}}", "{tsd: {keep: last}}", r"tsd\.keep is last.*set it to best"),
         ("general_steps: 7", "general_steps: 1", "method tiny: 1 steps leave none for stage gd"),
         ("recipe: recipes.ernie_tiny", "recipe: recipes.ernie", "recipe recipes.ernie cannot be had"),
         ("recipe: recipes.ernie_tiny", "base: tiny", "variant of itself"),

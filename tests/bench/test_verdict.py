@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.quality import verdict
-from bench.quality.verdict import judge, resampled_scores
+from bench.quality.verdict import METRICS, check_metric, judge, resampled_scores
 from fastdistill.data.gold import Gold
 from fastdistill.metrics import score
 
@@ -106,6 +106,16 @@ def test_the_interval_is_that_of_the_normal_approximation() -> None:
     assert float(found["high"]) == pytest.approx(apart.mean() + error, abs=0.003)
 
 
-def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(ValueError, match="metric bleu has no bootstrap"):
-        resampled_scores("bleu", [LABELS], LABELS, 2)
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("classification", "macro_f1"), ("multilabel", "micro_f1"), ("tagging", "accuracy")]
+)
+def test_what_cannot_be_resampled_is_refused(kind: str, metric: str) -> None:
+    with pytest.raises(ValueError, match=f"{metric} of a {kind} task has no bootstrap"):
+        check_metric(kind, metric)
+
+
+@pytest.mark.parametrize(("kind", "metric"), [(kind, metric) for kind, known in METRICS.items() for metric in known])
+def test_all_others_can(kind: str, metric: str) -> None:
+    check_metric(kind, metric)
+    rows = np.stack([LABELS] * 3, 1) if kind == "tagging" else LABELS
+    assert resampled_scores(metric, [rows], LABELS, 2, resamples=3) == pytest.approx(1.0)

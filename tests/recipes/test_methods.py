@@ -166,6 +166,14 @@ def test_several_teachers_that_none_asks_are_refused(given: Teacher, world: Path
         run(replace(recipe, stages=stages, teacher=teacher))
 
 
+def test_all_teachers_must_take_the_text(world: Path, done: Path, tmp_path: Path) -> None:
+    short = finetuned(world, tmp_path / "short", max_position_embeddings=8)
+    for teacher in (Teacher(finetuned=str(done / "teacher"), others=(short,)), Teacher(finetuned=short)):
+        with pytest.raises(ValueError, match="max_length is 16, but teacher and student take 8 tokens at most"):
+            run(replace(tiny_recipe(world, tmp_path / "out"), teacher=replace(teacher, path=str(world / "teacher"))))
+    assert not (tmp_path / "out").exists()
+
+
 def test_teachers_of_unlike_shapes_are_refused(world: Path, done: Path, tmp_path: Path) -> None:
     other = finetuned(world, tmp_path / "other", num_hidden_layers=3)
     teacher = Teacher(path=str(world / "teacher"), finetuned=str(done / "teacher"), others=(other,))
@@ -198,6 +206,19 @@ def test_assistant_is_checked_before_it_is_trained(world: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="is not empty"):
         run(narrow)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_an_assistant_of_another_recipe_is_not_taken(world: Path, tmp_path: Path) -> None:
+    """Nor one of the same without --resume, where the student's run has not begun."""
+    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=16))
+    before, _ = split(recipe, Student(num_hidden_layers=3, hidden_size=16))
+    run(before)
+    with pytest.raises(ValueError, match="assistant is not empty: give --resume"):
+        run(recipe)
+    with pytest.raises(ValueError, match="assistant was made with other values of student.num_hidden_layers"):
+        run(replace(recipe, assistant=Student(num_hidden_layers=2, hidden_size=16)), resume=True)
+    assert not (tmp_path / "out" / "recipe.json").exists()
+    assert run(recipe, resume=True)["teacher"]["parameters"] > 0
 
 
 def test_a_stage_may_be_run_again_below_a_finished_assistant(world: Path, tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""The models of a recipe, and what is said of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastdistill.recipe import Corpus, Losses, Stage
+from fastdistill.roles import _check_objectives
+from tests.models.encoders import tiny_encoder
+from tests.tiny import tiny_recipe
+
+
+@pytest.mark.parametrize(
+    ("losses", "layer_map", "max_length", "expected"),
+    [
+        (Losses(attention=1.0), "1:1,2:2", 16, "gd: a layer of the teacher sees 4 tokens to each side"),
+        (
+            Losses(relation=1.0, relation_pairs="qk,vv", relation_heads=2),
+            "1:1,2:2",
+            16,
+            "lower max_length from 16 to 5",
+        ),
+        (Losses(relation=1.0, relation_heads=2), "1:1,2:2", 16, None),
+        (Losses(attention=1.0), "1:1,2:2", 5, None),
+        (Losses(attention=1.0), "1:1,2:3", 16, None),
+        (Losses(hidden=1.0), "1:1,2:2", 16, None),
+    ],
+)
+def test_maps_beyond_what_a_layer_sees_are_said(
+    losses: Losses, layer_map: str, max_length: int, expected: str | None, world: Path, tmp_path: Path
+) -> None:
+    teacher = tiny_encoder("modernbert", head=False)
+    assert [teacher.reach(layer) for layer in (1, 2, 3)] == [None, 4, None]
+    recipe = replace(tiny_recipe(world, tmp_path), general=Corpus(path="x", max_length=max_length))
+    stage = Stage(teacher="pretrained", data="general", losses=losses, layer_map=layer_map)
+    said = _check_objectives(recipe, {"gd": stage}, teacher, {"pretrained": teacher})
+    assert len(said) == (expected is not None)
+    assert expected is None or expected in said[0]
