@@ -49,6 +49,7 @@ class Labels:
             assert labels is not None
             return {"hard": F.cross_entropy(z_s.float(), labels, reduction="sum") / max(1, len(labels))}
         share = 1 / z_s.shape[-1] if losses.soft_reduction == "mean" else 1.0
+        arriving = float(torch.tensor(losses.soft, dtype=torch.float32) * share)  # rounded as it will be
         soft, hard = soft_cross_entropy(
             z_s,
             z_t,
@@ -56,7 +57,7 @@ class Labels:
             temperature=losses.temperature,
             form=losses.soft_form,
             scale_by_temperature_squared=losses.temperature_squared,
-            expected_gradients=(losses.soft * share, losses.hard),
+            expected_gradients=(arriving, losses.hard),
         )
         return {"soft": soft * share, "hard": hard} if losses.hard else {"soft": soft * share}
 

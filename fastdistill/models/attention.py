@@ -86,7 +86,9 @@ class Explicit(torch.autograd.Function):
         saved: list[Tensor] = []
         scale = 1.0
         for block in bounds.blocks:
-            Q, K = (dense(x, block, v.dtype if trained else torch.float32) for x in (q, k))
+            Q, K = (
+                dense(x, block, v.dtype if trained else torch.promote_types(v.dtype, torch.float32)) for x in (q, k)
+            )
             V = dense(v, block, v.dtype)
             S = torch.baddbmm(Q.new_empty(()), Q, K.mT, beta=0, alpha=scaling)
             # an idle query may have no key in its window, and must not become nan
@@ -139,7 +141,7 @@ def attend_runs(
         if dtype != torch.float32 and bounds.max_seqlen <= EXPLICIT:
             output: Tensor = Explicit.apply(q, k, v, bounds, scaling, dropout, window)
             return output
-        if torch.is_grad_enabled() and v.requires_grad and not dropout:
+        if torch.is_grad_enabled() and v.requires_grad and not dropout and dtype.itemsize < 4:
             q, k, v = q.float(), k.float(), v.float()
         outputs = []
         for run in bounds.runs:

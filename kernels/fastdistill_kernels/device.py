@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "y", "yes", "on", "true")  # as Triton reads it
 HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -25,7 +25,10 @@ from fastdistill_kernels.spec import Shape
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}  # most bytes a block may have
+SHARED_MEMORY = {  # most bytes a block may have
+    75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024,
+    "gfx942": 64 * 1024,
+}  # fmt: skip
 TENSOR_MEMORY = 512  # columns of it, on sm_100
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SM_80, SM_90, SM_100 = (GPUTarget("cuda", arch, 32) for arch in (80, 90, 100))
@@ -60,6 +63,8 @@ def compiled(call: Callable[[], Any], target: GPUTarget, monkeypatch: pytest.Mon
         patched.setattr(driver, "_active", Driver(target))
         patched.setattr(torch.version, "hip", "7.0" if target.backend == "hip" else None)
         patched.setattr(JITFunction, "run", compile_only)
+        if target.backend == "cuda":
+            patched.setattr(attention, "shared_memory", lambda _: SHARED_MEMORY[target.arch])
         call()
     return found
 
@@ -270,6 +275,36 @@ def test_wide_heads_fit(
             assert_fits(kernel, target)
             if dtype != torch.float32 and op != "gram":
                 check(kernel, target, tmp_path)
+
+
+SMALL = [
+    *((75, torch.float32, torch.float16, d) for d in ((26, 64), (64, 64), (64, 128), (128, 128))),
+    *((75, torch.float32, torch.float32, d) for d in ((26, 64), (64, 64))),
+    *((75, torch.float16, torch.float16, d) for d in ((26, 64), (64, 64), (128, 128))),
+    *((arch, torch.float32, torch.float32, d) for arch in (86, 120) for d in ((64, 64), (128, 128), (192, 192))),
+    *((86, dtype, dtype, (256, 256)) for dtype in (torch.float32, torch.bfloat16)),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "arch", "dtype", "teacher", "d"),
+    [
+        (op, *case)
+        for op in ("score_mse", "prob_mse", "kl", "gram")
+        for case in SMALL
+        if op != "gram" or sum(case[3]) <= 256
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("length", [130, 60])
+def test_small_gpus_have_room(
+    op: str, arch: int, dtype: torch.dtype, teacher: torch.dtype, d: tuple[int, int], length: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A T4, which computes fp32 beside a teacher's fp16, and GPUs for games."""
+    call, target = partial(CALLS[op], dtype, *d, 1, lengths=(length, 3), teacher=teacher), GPUTarget("cuda", arch, 32)
+    for kernel in compiled(call, target, monkeypatch):
+        assert kernel.metadata.shared <= SHARED_MEMORY[arch], (kernel.name, kernel.metadata.shared)
 
 
 @each_attention

@@ -37,6 +37,20 @@ def test_classes_that_both_sides_mask_add_nothing(
     assert (d_wide[:, 5] == 0).all()
 
 
+@pytest.mark.parametrize("classes", [5, 16, 2100])  # of which 16 alone fills its blocks
+@pytest.mark.parametrize("masked", ["student", "teacher", "both"])
+@pytest.mark.parametrize("form", ["ce", "kl"])
+def test_a_row_masked_as_a_whole_says_the_same_of_all_its_classes(form: str, masked: str, classes: int) -> None:
+    z_s, z_t = randn(2, 3, classes)
+    for side, z in (("student", z_s), ("teacher", z_t)):
+        if masked in (side, "both"):
+            z[1] = -math.inf
+    inputs = {"student_logits": z_s, "teacher_logits": z_t, "labels": tensor([2, 1, 0]), "form": form}
+    actual = loss_and_gradients(soft_cross_entropy, inputs, ("student_logits",))
+    expected = loss_and_gradients(reference, in_double(inputs), ("student_logits",))
+    torch.testing.assert_close(actual, expected, check_dtype=False, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["ce", "kl"])
 def test_classes_that_the_student_masks_cost_much_and_get_no_gradient(form: str) -> None:
     z_s, z_t = randn(2, 4, 5)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdistill.batch import Batch
-from fastdistill.losses import labels
 from fastdistill.losses.objective import Objective, check_alive
 from fastdistill.models.capture import Captured
 from fastdistill.recipe import Losses
-from fastdistill_kernels import soft_cross_entropy
+from fastdistill_kernels.soft_cross_entropy import chunked
 
 LENGTHS = [1, 3, 3, 5]
 LAYERS = ((1, 2), (2, 4))
@@ -191,17 +190,26 @@ def test_forms_of_soft_labels() -> None:
     torch.testing.assert_close(values["soft"], (log_t.exp() * (log_t - log_s)).mean())
 
 
-def test_label_op_is_told_the_gradients_that_will_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others would cost a second pass over the logits on a GPU."""
-    told = []
+@pytest.mark.parametrize(
+    "losses",
+    [
+        Losses(soft=0.25, hard=4.0),
+        Losses(soft=0.3, soft_reduction="mean"),
+        Losses(soft=0.6, hard=0.1, soft_reduction="mean"),
+    ],
+    ids=str,
+)
+def test_label_op_makes_the_gradient_that_arrives(losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: another one would cost a second pass over the logits."""
+    walks, walk = [], chunked.SoftLabels._walk
 
-    def watch(*arguments: Any, expected_gradients: tuple[float, float], **options: Any) -> tuple[Tensor, Tensor]:
-        told.append(expected_gradients)
-        return soft_cross_entropy(*arguments, expected_gradients=expected_gradients, **options)
+    def watch(self: chunked.SoftLabels, *arguments: Any) -> Any:
+        walks.append(self)
+        return walk(self, *arguments)
 
-    monkeypatch.setattr(labels, "soft_cross_entropy", watch)
-    evaluate(Losses(soft=0.25, hard=4.0))
-    assert told == [(0.25, 4.0)]
+    monkeypatch.setattr(chunked.SoftLabels, "_walk", watch)
+    evaluate(losses)[0].backward()
+    assert len(walks) == 1
 
 
 def test_regression_labels_are_squared_errors() -> None:

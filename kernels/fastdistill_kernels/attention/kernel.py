@@ -9,6 +9,7 @@ since what is loaded there is 0. Nothing is added atomically: two runs are equal
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -270,15 +271,16 @@ def _tiles(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, int]:
     pads = [max(16, triton.next_power_of_2(x.shape[-1])) for x in (student, teacher)]
     if max(pads) > 256:
         raise ValueError(f"head size {max(student.shape[-1], teacher.shape[-1])}: at most 256 fit; use more heads")
-    single = _single(student, teacher)
-    side = min(64, max(16, triton.next_power_of_2(max_seqlen)), (4096 if single else 8192) // max(pads))
+    single, room_for = _single(student, teacher), shared_memory(student)
+    most = (4096 if single else 8192) // max(pads)
+    side = max(16, min(64, triton.next_power_of_2(max_seqlen), most if room_for > 64 * 1024 else most // 2))
     return {
         "BLOCK_DS": pads[0],
         "BLOCK_DT": pads[1],
         "M": side,
         "N": max(16, side // 2) if single else side,
         "num_warps": 8 if side == 64 or (single and side == 32) else 4,
-        "num_stages": {64: 1, 16: 3}.get(side, 2) if single else 2,
+        "num_stages": {64: 1, 16: 3 if room_for > 128 * 1024 else 1}.get(side, 2) if single else 2,
     }
 
 
@@ -301,3 +303,15 @@ def _whole_rows(max_seqlen: int, student: Tensor, teacher: Tensor) -> dict[str, 
 
 def _single(student: Tensor, teacher: Tensor) -> bool:
     return max(student.dtype.itemsize, teacher.dtype.itemsize) > 2
+
+
+def shared_memory(x: Tensor) -> int:
+    """What may decide the tiles: bytes that a block may have where `x` is; AMD's compiler wants none for them."""
+    if torch.version.hip or not x.is_cuda:
+        return 227 * 1024
+    return _shared_memory_of(x.get_device())
+
+
+@cache
+def _shared_memory_of(device: int) -> int:
+    return int(triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"])

@@ -124,12 +124,13 @@ def loss_kernel(
         there = first + places < classes
         raw = _load(student + first + places, there) - top_s
         x_s, x_t = raw * scale_s, (_load(teacher + first + places, there) - top_t) * scale_t
-        weights = tl.exp2(x_t)
+        # where a row is masked as a whole, what lies past the classes would look like one of them
+        weights = tl.where(there, tl.exp2(x_t), 0.0)
         of_t += weights
-        of_s += tl.exp2(x_s)
+        of_s += tl.where(there, tl.exp2(x_s), 0.0)
         crosses += weights * (x_t - x_s if KL else -x_s)
         if HAS_LABELS:
-            of_1 += tl.exp2(raw * LOG2E)
+            of_1 += tl.where(there, tl.exp2(raw * LOG2E), 0.0)
     sum_s, sum_t, sum_1 = tl.sum(of_s, axis=0), tl.sum(of_t, axis=0), tl.sum(of_1, axis=0)
     soft = tl.sum(crosses, axis=0) / sum_t + tl.log2(
         tl.div_rn(sum_s, sum_t) if KL else sum_s

@@ -39,14 +39,16 @@ def soft_cross_entropy(
         teacher_logits: ``(..., C)``; a constant, it never receives gradients.
         labels: ``(...)`` int64 gold classes; a row labelled `ignore_index` takes part in neither mean. A label that is
             no class is refused on a CPU, and makes results NaN on a GPU, which would have to be waited for.
-        temperature: softens both distributions of the soft term; from 1e-6 to 1e6.
+        temperature: softens both distributions of the soft term; from 1e-6 to 1e6; above some 300 the KL
+            divergence, whose terms nearly cancel, keeps few digits.
         teacher_temperature: softens the teacher's instead, where it is to differ.
         form: "ce", or "kl" for KL(p_t || p_s), which has the same gradient and is 0 for equal logits.
         scale_by_temperature_squared: multiply the soft term by temperature^2 (by temperature * teacher_temperature
             where they differ), so that its gradient keeps its size.
         ignore_index: the label of rows to leave out.
         rows: ``(R,)`` int64, the rows (of all leading dimensions as one) that take part, each once; default all. One
-            that there is not is refused on a CPU, and makes all results NaN on a GPU.
+            that there is not is refused on a CPU, and makes all results NaN on a GPU; one that comes twice is refused
+            on a CPU, and has the gradient of one on a GPU.
         row_weights: ``(...)``, constant weights of the rows in both means, which are divided by the weights' sum.
         num_classes: classes that are real, where logits are padded to other widths; default the width of both.
         expected_gradients: the weights that soft and hard will have in what is differentiated. The forward pass
