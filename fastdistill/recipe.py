@@ -170,7 +170,8 @@ class Losses:
 
     Args:
         attention: mean squared error of attention maps, over mapped layers.
-        attention_kind: maps compared by attention: raw scores before softmax, or probabilities.
+        attention_kind: maps compared by attention: scores = raw, before softmax; centered_scores = less the mean of
+            each row, which softmax does not see; probs = after it.
         hidden: mean squared error of projected hidden states, over mapped layers.
         embedding: mean squared error of the projected embedding output.
         relation: KL divergence of relations between tokens (MiniLM, MiniLMv2), last mapped layer; any head counts.
@@ -197,7 +198,7 @@ class Losses:
     """
 
     attention: float = 0.0
-    attention_kind: Literal["scores", "probs"] = "scores"
+    attention_kind: Literal["scores", "centered_scores", "probs"] = "scores"
     hidden: float = 0.0
     embedding: float = 0.0
     relation: float = 0.0

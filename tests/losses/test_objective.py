@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdistill.batch import Batch
+from fastdistill.losses.attention import centered
 from fastdistill.losses.objective import Objective, check_alive
 from fastdistill.models.capture import Captured
 from fastdistill.recipe import Losses
@@ -77,17 +78,41 @@ def scores(captured: Captured, layer: int) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["scores", "probs"])
+@pytest.mark.parametrize("kind", ["scores", "centered_scores", "probs"])
 def test_attention_is_the_sum_over_layers_of_mean_squared_errors(kind: str) -> None:
     _, values, _, student, teacher = evaluate(Losses(attention=1.0, attention_kind=kind))  # type: ignore[arg-type]
+    shown: dict[str, Callable[[Tensor], Tensor]] = {
+        "scores": lambda a: a,
+        "centered_scores": lambda a: a - a.mean(-1, keepdim=True),
+        "probs": lambda a: a.softmax(-1),
+    }
     expected = torch.zeros(())
     for m, n in LAYERS:
-        maps = [
-            [a.softmax(-1) if kind == "probs" else a for a in scores(*side)] for side in ((student, m), (teacher, n))
-        ]
+        maps = [[shown[kind](a) for a in scores(*side)] for side in ((student, m), (teacher, n))]
         errors = [((a - b) ** 2).flatten() for a, b in zip(*maps, strict=True)]
         expected = expected + torch.cat(errors).mean()
     torch.testing.assert_close(values["attention"], expected)
+    q, k = student.q[2], student.k[2]
+    found = torch.autograd.grad(values["attention"], [q, k], retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, [q, k]))
+
+
+def test_centered_scores_ignore_what_softmax_does_not_see() -> None:
+    objective = Objective(Losses(attention=1.0, attention_kind="centered_scores"), LAYERS, STUDENT, TEACHER)
+    student, teacher = make_captured(STUDENT, 1), make_captured(TEACHER, 2)
+    _, before = objective(student, teacher, make_batch())
+    teacher.k[4] = teacher.k[4] + torch.randn(2, 6)  # adds q . offset to a whole row of scores
+    _, after = objective(student, teacher, make_batch())
+    torch.testing.assert_close(before, after)
+
+
+def test_keys_in_half_precision_are_centered_by_means_in_float32() -> None:
+    k, cu_seqlens = torch.randn(4000, 2, 3) + 5, torch.tensor([0, 1000, 4000], dtype=torch.int32)
+    half = k.bfloat16()
+    found = centered(half, cu_seqlens)
+    assert found.dtype == torch.bfloat16
+    expected = torch.cat([x - x.mean(0) for x in half.double().split([1000, 3000])])
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("projection", ["shared", "layer"])
