@@ -65,24 +65,25 @@ def scores(metrics: Sequence[Metric], predictions: Any, gold: Gold) -> dict[str,
     return {metric: score(metric, predictions, gold) for metric in metrics}
 
 
-def _classes(predictions: np.ndarray, gold: Gold) -> np.ndarray:
+def classes(predictions: np.ndarray, gold: Gold) -> np.ndarray:
+    """Predicted classes: of rows that are ranked 1 where its log odds are above 0, of others what is predicted."""
     return (predictions > 0).astype(np.int64) if gold.groups is not None else predictions
 
 
 def _accuracy(predictions: np.ndarray, gold: Gold) -> float:
-    return float(accuracy_score(gold.rows, _classes(predictions, gold)))
+    return float(accuracy_score(gold.rows, classes(predictions, gold)))
 
 
 def _f1(predictions: np.ndarray, gold: Gold) -> float:
     """Of class 1 where there are two classes, the mean over classes where there are more."""
     if gold.names is not None and len(gold.names) > 2:
         return _macro_f1(predictions, gold)
-    return float(f1_score(gold.rows, _classes(predictions, gold), average="binary", zero_division=0.0))
+    return float(f1_score(gold.rows, classes(predictions, gold), average="binary", zero_division=0.0))
 
 
 def _macro_f1(predictions: np.ndarray, gold: Gold) -> float:
     """The mean over the classes that occur among labels or predictions."""
-    return float(f1_score(gold.rows, _classes(predictions, gold), average="macro", zero_division=0.0))
+    return float(f1_score(gold.rows, classes(predictions, gold), average="macro", zero_division=0.0))
 
 
 def _micro_f1(predictions: np.ndarray, gold: Gold) -> float:
@@ -90,7 +91,7 @@ def _micro_f1(predictions: np.ndarray, gold: Gold) -> float:
 
 
 def _matthews(predictions: np.ndarray, gold: Gold) -> float:
-    return float(matthews_corrcoef(gold.rows, _classes(predictions, gold)))
+    return float(matthews_corrcoef(gold.rows, classes(predictions, gold)))
 
 
 def _correlation(of: Callable[..., Any]) -> Measure:

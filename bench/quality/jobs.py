@@ -55,7 +55,7 @@ class Job:
         recipe = told(self.recipe)
         if recipe is not None:
             recipe = {name: value for name, value in recipe.items() if name not in INDIFFERENT}
-        decisive = json.dumps([recipe, [need.folder for need in self.needs]], sort_keys=True)
+        decisive = json.dumps([recipe, [need.folder for need in self.needs]])  # stages in their order, all else in ours
         return f"{self.name}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}"
 
     @property

@@ -22,7 +22,7 @@ from fastdistill.data.columns import complete
 from fastdistill.data.gold import Gold
 from fastdistill.data.tasks import load_task
 from fastdistill.evaluate import predict
-from fastdistill.metrics import entities, metrics_of, scores
+from fastdistill.metrics import classes, entities, metrics_of, scores
 from fastdistill.models.pretrained import load_tokenizer
 from fastdistill.step import Runtime
 from fastdistill.workspace import Workspace
@@ -122,13 +122,13 @@ def examined(recipe: Recipe, space: Workspace) -> tuple[dict[str, np.ndarray], R
     metrics = metrics_of(replace(completed, label_names=task.label_names))
     check_metric(gold.kind, metrics[0])  # tags are known only now
     scored = scores(metrics, predictions, gold)
-    answers, classes = compact(predictions, gold), len(gold.names) if gold.names else 1
+    answers, num_classes = compact(predictions, gold), len(gold.names) if gold.names else 1
     return answers, {
         "metric": metrics[0],
         "score": scored[metrics[0]],
         "scores": scored,
-        "constant": constant_score(metrics[0], answers["labels"], classes),
-        "classes": classes,
+        "constant": constant_score(metrics[0], answers["labels"], num_classes),
+        "classes": num_classes,
         "test": {"rows": len(gold.rows), "origin": task.origins["test"], "in train": task.test.counts["in train"]},
     }
 
@@ -142,4 +142,4 @@ def compact(predictions: Any, gold: Gold) -> dict[str, np.ndarray]:
         counts = np.array([(len(p & g), len(p), len(g)) for p, g in pairs], np.int16)
         return {"predictions": counts, "labels": counts[:, 2]}
     small = np.float32 if gold.kind == "regression" else np.int16
-    return {"predictions": predictions.astype(small), "labels": np.asarray(gold.rows).astype(small)}
+    return {"predictions": classes(predictions, gold).astype(small), "labels": np.asarray(gold.rows).astype(small)}

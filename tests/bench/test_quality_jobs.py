@@ -136,6 +136,15 @@ def test_an_augmentation_belongs_to_the_stages_that_read_it(tmp_path: Path) -> N
     assert recipe.task.augment.vectors == "v.txt"
 
 
+def test_stages_in_another_order_are_another_job(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    part = next(job for job in all_jobs(read(tmp_path / "tiny.yaml")) if job.row == "tiny").needs[0].parts[0]
+    assert part.recipe is not None
+    turned = replace(part.recipe, stages=dict(reversed(part.recipe.stages.items())))
+    assert len(turned.stages) > 1
+    assert replace(part, recipe=turned).folder != part.folder == replace(part).folder
+
+
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="there is no data at .*: pass --data FOLDER"):
         start(tmp_path, tmp_path / "none")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bench.quality import verdict
+from bench.quality.perform import compact
 from bench.quality.verdict import METRICS, check_metric, judge, resampled_scores
 from fastdistill.data.gold import Gold
 from fastdistill.metrics import score
@@ -45,6 +46,19 @@ def test_the_metric_of_a_resample_is_that_of_its_rows_written_out(metric: str, c
             gold = Gold("classification" if names else "regression", labels[drawn], names)
             expected = score(metric, model[drawn], gold)  # type: ignore[arg-type]
             assert scores[number] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
+def test_rows_that_are_ranked_are_resampled_by_their_classes(metric: str) -> None:
+    rng = np.random.default_rng(3)
+    labels, odds = rng.integers(0, 2, 40), rng.normal(size=40) * 3
+    gold = Gold("classification", labels, ("wrong", "right"), groups=rng.integers(0, 5, 40))
+    found = compact(odds, gold)
+    (resampled,) = resampled_scores(metric, [found["predictions"]], found["labels"], 2, resamples=20)
+    (counts, *_) = verdict._draws(40, 20)
+    for number, of in enumerate(resampled):
+        drawn = np.repeat(np.arange(40), counts[number].astype(int))
+        assert of == pytest.approx(score(metric, odds[drawn], gold.take(drawn)))  # type: ignore[arg-type]
 
 
 def test_entities_of_a_resample() -> None:
