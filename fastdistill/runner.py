@@ -39,7 +39,7 @@ from fastdistill.recipe import HeadKind, Recipe, Stage
 from fastdistill.roles import max_length
 from fastdistill.step import Runtime
 from fastdistill.teacher_cache import Cached, cached
-from fastdistill.workspace import Workspace, check_workspace, open_workspace
+from fastdistill.workspace import Workspace, check_read, check_workspace, open_workspace
 
 
 def run(
@@ -67,7 +67,9 @@ def run(
     ranks.agree(lambda: check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage))
     if recipe.assistant is not None:
         used = (Workspace.of(before).root / "report.json", Workspace.of(recipe).recipe)  # by a run that has begun
-        if overwrite or not ranks.agree(lambda: all(path.exists() for path in used)):
+        if not overwrite and ranks.agree(lambda: all(path.exists() for path in used)):
+            ranks.first(lambda: check_read(Workspace.of(before), load_inputs(before).fingerprint))
+        else:
             ranks.first(lambda: assistant.check(before, recipe))
             run(before, resume=resume or from_stage is not None, overwrite=overwrite)
     runtime = ranks.first(lambda: Runtime.of(recipe))

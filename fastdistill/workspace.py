@@ -174,10 +174,8 @@ def open_workspace(
     Raises:
         ValueError: the directory's run read other data or another teacher; `fingerprint` tells.
     """
-    if space.recipe.exists() and not overwrite and _saved(space)["data"] != fingerprint:
-        raise ValueError(
-            f"{space.root} was made from other data, another split or another teacher: start again with --overwrite"
-        )
+    if space.recipe.exists() and not overwrite:
+        check_read(space, fingerprint)
     for path in _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage):
         _delete(path)
     for path in space.root.glob("**/.*.tmp"):  # left by a kill
@@ -186,6 +184,18 @@ def open_workspace(
     # never missing beside other files: it marks the directory as a run's
     publish_file(space.recipe, partial(Path.write_text, data=text))
     space.checkpoints.mkdir(exist_ok=True)
+
+
+def check_read(space: Workspace, fingerprint: str) -> None:
+    """Refuse to go on with what was made from other data than `fingerprint` tells.
+
+    Raises:
+        ValueError: the directory's run read other data or another teacher.
+    """
+    if _saved(space)["data"] != fingerprint:
+        raise ValueError(
+            f"{space.root} was made from other data, another split or another teacher: start again with --overwrite"
+        )
 
 
 def _delete(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,18 @@ def test_an_assistant_of_another_recipe_is_not_taken(world: Path, tmp_path: Path
     with pytest.raises(ValueError, match="assistant was made with other values of student.num_hidden_layers"):
         run(replace(recipe, assistant=Student(num_hidden_layers=2, hidden_size=16)), resume=True)
     assert not (tmp_path / "out" / "recipe.json").exists()
+    assert run(recipe, resume=True)["teacher"]["parameters"] > 0
+
+
+def test_a_run_goes_on_below_the_assistant_of_its_own_teacher(world: Path, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=16))
+    run(recipe)
+    shutil.rmtree(tmp_path / "out" / "stages" / "tsd")  # as a kill before its end leaves it
+    (tmp_path / "out" / "report.json").unlink()
+    (tmp_path / "out" / "checkpoints").mkdir(exist_ok=True)
+    other = replace(recipe, teacher=Teacher(path=str(make_teacher(tmp_path / "other", intermediate_size=40))))
+    with pytest.raises(ValueError, match="assistant was made from .*another teacher"):
+        run(other, resume=True)
     assert run(recipe, resume=True)["teacher"]["parameters"] > 0
 
 
