@@ -98,16 +98,19 @@ def steps(folder: str = "*") -> str:
         text = (
             f"{work['text']}, {work['batch_size']} x {how} {work['length']}{', soft labels' * work.get('soft', False)}"
         )
-        first = measured["results"][0]["tokens_per_s"]
+        done = [r for r in measured["results"] if "failed" not in r]
+        first = measured["results"][0].get("tokens_per_s", float("nan"))
         percent = "%"
-        if not all("pairs_per_s" in r for r in measured["results"]):
+        if not all("pairs_per_s" in r for r in done):
             percent, counted = "%*", ["", AS_COUNTED_BEFORE]
-        if any(r["loop"] == "cached" for r in measured["results"]):
+        if any(r["loop"] == "cached" for r in done):
             cached = ["", JUST_CACHED]
         rows += [
             f"| {text} | {LOOPS[r['loop']]} | {r['tokens_per_s']:,.0f} | {r['tokens_per_s'] / first:.1f}x "
             f"| {r['step_ms']:,.0f} | {r['peak_mib']:,.0f} "
             f"| {100 * r['flops_per_s'] / machine['flops_per_s']:.0f} {percent} |"
+            if "failed" not in r
+            else f"| {text} | {LOOPS[r['loop']]} | failed | | | | |"
             for r in measured["results"]
         ]
     return "\n".join(["\n\n".join("\n".join([title, *rows]) for title, rows in tables.items()), *counted, *cached])

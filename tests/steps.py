@@ -19,7 +19,17 @@ from fastdistill.models.teacher import Live
 from fastdistill.recipe import Losses, Stage
 from fastdistill.step import Runtime
 
-ALL = Losses(attention=1.0, hidden=0.5, embedding=2.0, relation=0.3, relation_heads=2, soft=1.0, hard=0.7)
+ALL = Losses(
+    attention=1.0,
+    hidden=0.5,
+    embedding=2.0,
+    relation=0.3,
+    relation_heads=2,
+    patience=0.4,
+    cosine=0.6,
+    soft=1.0,
+    hard=0.7,
+)
 LACKING = [
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
@@ -45,6 +55,9 @@ def whole_step(world: Path, losses: Losses, teacher_dtype: torch.dtype = torch.f
     torch.manual_seed(0)
     teacher = Encoder.load(world / "teacher", head="fresh", num_labels=2)
     student = Encoder.load(world / "teacher", head="fresh", num_labels=2).eval()  # no dropout
+    with torch.no_grad():  # no term of two models that are alike shows what it divides by
+        for weight in student.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
     objective = Objective(losses, ((2, 3), (4, 4)), student, teacher, max_length=20)
     said: list[str] = []
     runtime = Runtime(torch.device("cpu"), torch.float32, 1, 1)

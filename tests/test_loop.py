@@ -145,6 +145,22 @@ def test_the_best_epoch_is_kept(tmp_path: Path, world: Path) -> None:
     assert progress.best_score == 0.9
 
 
+def test_validation_is_no_part_of_the_time_of_training(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()  # a second each time that it is looked at
+
+    def validate(_: Encoder) -> float:
+        for _ in range(10_000):
+            next(clock)
+        return 0.5
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(clock)))
+    progress = train_once(tmp_path, load(world), replace(HARD, keep="best"), 5, validate=validate)
+    assert logged(tmp_path, "validation")
+    assert 0 < progress.seconds < 1000
+
+
 def test_the_last_step_is_kept_where_the_stage_says_so(tmp_path: Path, world: Path) -> None:
     student = load(world)
     train_once(tmp_path, student, HARD, 5, validate=lambda _: pytest.fail("validated"))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality.config import read
-from bench.quality.jobs import Job, all_jobs, chosen
+from bench.quality.jobs import Job, all_jobs, chosen, read_by, with_needs
 from bench.quality.work import Work
 from bench.record import RESULTS
 
@@ -136,6 +136,10 @@ def main(argv: list[str] | None = None) -> None:
         elif experiments[name].common.get("device") == "cuda" and not has_gpu():
             print(f"left out: {name}, for it is made for a GPU, and there is none")
         else:
+            try:
+                work.check_data(options.data, read_by(found))
+            except ValueError as error:
+                sys.exit(f"error: {error}")
             more, in_time = do(asked, work, options.data, clock)
             failed += more
             if not in_time:
@@ -165,14 +169,6 @@ def check_kept(path: Path, collected: dict[str, Any]) -> None:
             f"{path} has {len(lost)} runs that are not done in the work folder, such as {min(lost)}: collect where "
             "they are, or delete the file if they are to be given up"
         )
-
-
-def with_needs(jobs: list[Job]) -> list[Job]:
-    """`jobs` and all that they start from, each once, needs first."""
-    found: dict[str, Job] = {}
-    for job in jobs:
-        found |= {need.folder: need for need in with_needs(list(job.needs))} | {job.folder: job}
-    return list(found.values())
 
 
 if __name__ == "__main__":

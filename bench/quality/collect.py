@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.quality.config import Experiment, Table
-from bench.quality.jobs import Job, all_jobs, told
+from bench.quality.jobs import Job, all_jobs, told, with_needs
 from bench.quality.verdict import judge, over_seeds, resampled_scores
 from bench.quality.work import Result, Work
 
@@ -33,11 +33,12 @@ def collect(name: str, experiment: Experiment, work: Work) -> dict[str, Any]:
     for task in experiment.tasks:
         resampled |= _resampled(work, {place: job for place, (job, _) in runs.items() if place[2] == task})
     results = {place: result for place, (_, result) in runs.items()}
+    made = [result for job in with_needs(job for job, _ in runs.values()) if (result := work.result(job))]
     return {
         "experiment": name,
         "config": told(experiment),
-        "machines": sorted({r["machine"] for r in results.values()}),
-        "versions": _distinct(r["versions"] for r in results.values()),
+        "machines": sorted({result["machine"] for result in made}),
+        "versions": _distinct(result["versions"] for result in made),
         "tasks": {task: _task(task, results, teachers) for task in experiment.tasks},
         "tables": {key: _table(experiment, table, results, resampled) for key, table in experiment.tables.items()},
         "runs": [_run(result) for result in results.values()],

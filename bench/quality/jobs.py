@@ -185,6 +185,11 @@ class Row:
                 f"method {key}: {last}.keep is {stages[last].keep}, but rates are chosen by scores on validation "
                 "rows: set it to best"
             )
+        if masked := [name for name, stage in stages.items() if stage.data == "masked"]:
+            raise ValueError(
+                f"method {key}: {masked[0]}.data is masked, but students are handed on through folders, and those with "
+                "a head for masked words have no pooler: set it to general, or leave the stage out"
+            )
         if any("learning_rate" in method.overrides.get(last, {}).get("optim", {}) for method in methods):
             raise ValueError(
                 f"method {key}: {last}.optim.learning_rate is given, but all of learning_rates are tried for the last "
@@ -274,12 +279,30 @@ def budgeted(recipe: Recipe, experiment: Experiment, shares: dict[str, float], t
     return replace(recipe, stages=stages)
 
 
+def with_needs(jobs: Iterable[Job]) -> list[Job]:
+    """`jobs` and all that they start from, each once, needs first."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        found |= {need.folder: need for need in with_needs(job.needs)} | {job.folder: job}
+    return list(found.values())
+
+
+def read_by(jobs: Iterable[Job]) -> set[str]:
+    """What the jobs read below the data folder, or of the Hub."""
+    found: set[str | None] = set()
+    for recipe in (job.recipe for job in with_needs(jobs) if job.recipe is not None):
+        augment = recipe.task.augment
+        found |= {recipe.teacher.path, recipe.general.path, recipe.task.path, augment.model, augment.vectors}
+    return {path for path in found if path}
+
+
 def placed(recipe: Recipe, *, data: Path, models: Path, output_dir: Path, cache_dir: Path) -> Recipe:
     """`recipe` with its paths made absolute; those that nothing lies at below `data` are Hub ids."""
 
     def below(folder: Path, path: str | None) -> str | None:
         return str(folder / path) if path and (folder == models or (folder / path).exists()) else path
 
+    own = models if recipe.student.path and (models / recipe.student.path).exists() else data  # a part's, or given
     augment = recipe.task.augment
     augment = replace(augment, model=below(data, augment.model), vectors=below(data, augment.vectors))
     return replace(
@@ -289,7 +312,7 @@ def placed(recipe: Recipe, *, data: Path, models: Path, output_dir: Path, cache_
             path=below(data, recipe.teacher.path),
             finetuned=below(models, recipe.teacher.finetuned),
         ),
-        student=replace(recipe.student, path=below(models, recipe.student.path)),
+        student=replace(recipe.student, path=below(own, recipe.student.path)),
         general=replace(recipe.general, path=below(data, recipe.general.path)),
         task=replace(recipe.task, path=below(data, recipe.task.path), augment=augment),
         output_dir=str(output_dir),

@@ -5,6 +5,7 @@
     runs/NAME-DIGEST/                                            a job that was interrupted, to be resumed
     locks/                                                       who is at work on a job
     cache/                                                       tokenised text
+    data.json                                                    what data all of this was made from
 
 A job that several experiments have is done once. Of a finished experiment all but `result.json` and `predictions.npz`
 may be deleted.
@@ -53,6 +54,24 @@ class Work:
     def state(self, job: Job) -> str:
         return "done" if self.done(job) else "begun" if self.run(job).exists() else "to do"
 
+    def check_data(self, data: Path, paths: Iterable[str]) -> None:
+        """Refuse to mix results of unlike data: files below `paths` of `data` are compared by name and size.
+
+        Raises:
+            ValueError: what jobs of this folder read was another.
+        """
+        found = {path: files for path in paths if (files := _files(data / path))}
+        file = self.root / "data.json"
+        known = json.loads(file.read_text()) if file.exists() else {}
+        if other := [path for path in sorted(found) if known.get(path, found[path]) != found[path]]:
+            raise ValueError(
+                f"{data / other[0]} is not what the results in {self.root} were made from: give another --work folder"
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps(known | found, indent=1))
+        written.replace(file)
+
     @contextmanager
     def lock(self, job: Job) -> Iterator[bool]:
         """Hold a job, so that no other process begins it; false if one is at work on it. A killed one lets go."""
@@ -92,3 +111,9 @@ class Work:
         for what in ("row", "student", "task", "steps"):
             like = [r for r in like if r[what] == getattr(job, what)] or like
         return max((r["seconds"] for r in like), default=0.0)
+
+
+def _files(path: Path) -> dict[str, int]:
+    """Names and sizes of the files at or below `path`, without hidden ones."""
+    each = [path] if path.is_file() else path.rglob("[!.]*")
+    return {str(file.relative_to(path)): file.stat().st_size for file in sorted(each) if file.is_file()}

@@ -15,7 +15,7 @@ import torch
 from bench.quality import __main__ as quality
 from bench.quality import page
 from bench.quality.config import read
-from bench.quality.jobs import Job, Row, all_jobs, placed, resolved
+from bench.quality.jobs import Job, Row, all_jobs, placed, resolved, with_needs
 from bench.quality.work import Work
 from fastdistill import Teacher, run
 from fastdistill.data.gold import Gold
@@ -127,7 +127,7 @@ def test_two_processes_share_the_work(
     jobs = tmp_path / "work" / "jobs"
     shutil.rmtree(jobs / "control")
     (tmp_path / "tiny.yaml").write_text(CONFIG)
-    found = {job.name: job for job in quality.with_needs(all_jobs(read(tmp_path / "tiny.yaml")))}
+    found = {job.name: job for job in with_needs(all_jobs(read(tmp_path / "tiny.yaml")))}
     busy = found["control/2x12/reviews/1/5e-05"]
     with Work(tmp_path / "work").lock(busy) as free:
         assert free

@@ -91,6 +91,20 @@ def test_means_spreads_and_retention(work: tuple[Experiment, Work]) -> None:
     assert rows["control"]["steps"][0]["general"] == 0
 
 
+def test_machines_and_versions_are_of_all_that_was_trained(work: tuple[Experiment, Work]) -> None:
+    experiment, folder = work
+    assert collect("tiny", *work)["machines"] == ["CPU"]
+    (part,) = {
+        p.folder: p for j in all_jobs(experiment) if j.name == "good/2x12/one/1" for p in j.needs[0].parts
+    }.values()
+    assert part.kind == "part"
+    folder.job(part).mkdir(parents=True)
+    (folder.job(part) / "result.json").write_text(json.dumps({"machine": "GPU", "versions": {"torch": "3"}}))
+    found = collect("tiny", *work)
+    assert found["machines"] == ["CPU", "GPU"]
+    assert {"torch": "3"} in found["versions"]
+
+
 def test_verdicts_are_of_the_means_over_seeds(work: tuple[Experiment, Work]) -> None:
     rows = collect("tiny", *work)["tables"]["methods"]["students"]["2x12"]
     for task in ("one", "two"):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.quality import __main__ as quality
-from bench.quality.config import read
-from bench.quality.jobs import Job, Row, all_jobs, resolved
+from bench.quality.config import read, recipe_of
+from bench.quality.jobs import FINETUNE, Job, Row, all_jobs, placed, read_by, resolved, with_needs
 from bench.quality.work import Work
 from bench.table import ROOT
+from fastdistill import Student
 from tests.tiny_quality import CONFIG, start
 
 
@@ -22,7 +22,7 @@ def test_general_text_decides_nothing_for_who_reads_none(tmp_path: Path) -> None
         (tmp_path / "tiny.yaml").write_text(
             CONFIG.replace("general.txt, max_length: 16", f"g.txt, max_length: {length}")
         )
-        folders.append({job.name: job.folder for job in quality.with_needs(all_jobs(read(tmp_path / "tiny.yaml")))})
+        folders.append({job.name: job.folder for job in with_needs(all_jobs(read(tmp_path / "tiny.yaml")))})
     changed = {name for name, folder in folders[0].items() if folders[1][name] != folder}
     assert {name.split("/")[0] for name in changed} == {"tiny", "before", "general"}
 
@@ -35,8 +35,8 @@ def test_models_that_are_lost_are_made_again_where_something_starts_from_them(tm
         "teacher/reviews/0.005",
         "teacher/reviews",
     ]
-    assert len(work.todo(jobs)) == len(quality.with_needs(jobs)) == 21
-    for job in quality.with_needs(jobs):
+    assert len(work.todo(jobs)) == len(with_needs(jobs)) == 21
+    for job in with_needs(jobs):
         work.job(job).mkdir(parents=True)
         (work.job(job) / "result.json").write_text("{}")
     assert work.todo(jobs) == []
@@ -92,6 +92,10 @@ def test_nothing_to_collect_is_said(data: Path, tmp_path: Path) -> None:
         ("recipe: recipes.ernie_tiny", "base: tiny", "variant of itself"),
         ("recipe: recipes.ernie_tiny", "base: big", "base has 'big': choose from control, tiny"),
         ("recipe: recipes.ernie_tiny, ", "", "must have a recipe or a base"),
+        (
+            "recipe: recipes.ernie_tiny, shares: {ged: 2}, overrides: {gd: {optim: {learning_rate: 5e-3}}}",
+            "recipe: recipes.distilbert", "method tiny: distil.data is masked, but",
+        ),
         ("[control, tiny]", "[tiny]", "against has 'control': choose from tiny"),
         ("[control, tiny]", "[control, tinier]", "rows has 'tinier'"),
         ("reviews: 6, ", "", "'reviews'"),
@@ -143,6 +147,34 @@ def test_stages_in_another_order_are_another_job(tmp_path: Path) -> None:
     turned = replace(part.recipe, stages=dict(reversed(part.recipe.stages.items())))
     assert len(turned.stages) > 1
     assert replace(part, recipe=turned).folder != part.folder == replace(part).folder
+
+
+def test_a_student_of_the_experiment_lies_below_the_data_and_that_of_a_part_below_the_jobs(tmp_path: Path) -> None:
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    (tmp_path / "jobs" / "before" / "model").mkdir(parents=True)
+    for path, folder in (("mine", "data"), ("before/model", "jobs")):
+        recipe = placed(
+            replace(recipe_of(FINETUNE), student=Student(path=path)), data=tmp_path / "data", models=tmp_path / "jobs",
+            output_dir=tmp_path, cache_dir=tmp_path,
+        )  # fmt: skip
+        assert recipe.student.path == str(tmp_path / folder / path)
+
+
+def test_a_work_folder_is_of_one_set_of_data(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    read_there = read_by(all_jobs(read(tmp_path / "tiny.yaml")))
+    assert read_there == {"teacher", "general.txt", "tasks/reviews", "tasks/stars"}
+    data, work = tmp_path / "data", Work(tmp_path / "work")
+    for path in ("teacher/config.json", "general.txt", "tasks/stars/train.csv"):
+        (data / path).parent.mkdir(parents=True, exist_ok=True)
+        (data / path).write_text("text")
+    work.check_data(data, read_there - {"general.txt"})
+    moved = data.rename(tmp_path / "elsewhere")
+    work.check_data(moved, read_there)
+    (moved / "tasks" / "stars" / "train.csv").write_text("other text")
+    with pytest.raises(ValueError, match="stars is not what the results in .*work were made from: give another --work"):
+        work.check_data(moved, read_there)
+    work.check_data(moved, {"general.txt", "teacher"})
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:

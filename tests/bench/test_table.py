@@ -127,6 +127,11 @@ def test_row_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row == "| sst2, 32 x own lengths up to 64 | fastdistill | 2,000 | 1.0x | 199 | 1,566 | 46 % |"
 
 
+def test_row_of_a_loop_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, row = steps_table({"loop": "ours", "failed": "out of memory"}, tmp_path, monkeypatch)
+    assert row == "| sst2, 32 x own lengths up to 64 | fastdistill | failed | | | | |"
+
+
 def test_each_pair_of_models_has_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever order their files have."""
     monkeypatch.setattr(table, "ROOT", tmp_path)
