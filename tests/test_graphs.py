@@ -28,7 +28,7 @@ RATE = 2.0**-10  # the same number in float32, in which a graph reads it
 def recording(world: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[step.Step, step.Step]:
     """A step as it is and one whose passes are recorded, by a stand-in that runs them again on the graph's buffers."""
     monkeypatch.setattr(graphs, "capture", lambda run, pool, warm_up=2: (run, pool))
-    plain, ours = (whole_step(world, replace(ALL, soft=0.0, hard=0.0))[0] for _ in range(2))
+    plain, ours = (whole_step(world, replace(ALL, patience=0.0, soft=0.0, hard=0.0))[0] for _ in range(2))
     for one in (plain, ours):
         one.max_grad_norm = 0.1
         for module in one.student.modules():

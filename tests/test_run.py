@@ -246,19 +246,6 @@ def test_student_that_ends_without_a_head_claims_no_retention(world: Path, tmp_p
     assert "(probe)" in (tmp_path / "out" / "report.md").read_text().partition("## Stages")[0]
 
 
-def test_an_epoch_ends_with_the_batches_that_fill_no_whole_step(world: Path, tmp_path: Path) -> None:
-    recipe = only(tiny_recipe(world, tmp_path / "one"), "gd")
-    gd = replace(recipe.stages["gd"], steps=None, epochs=1.0)
-
-    def steps(stage: Stage, out: str) -> int:
-        report = run(replace(recipe, stages={"gd": stage}, output_dir=str(tmp_path / out)))
-        return int(report["stages"][0]["steps"])
-
-    batches = steps(gd, "one")
-    assert batches > 2
-    assert steps(replace(gd, gradient_accumulation_steps=batches - 1), "two") == 2
-
-
 def test_general_distillation_alone_needs_no_task(world: Path, tmp_path: Path) -> None:
     recipe = only(tiny_recipe(world, tmp_path / "out"), "gd")
     report = run(replace(recipe, task=replace(recipe.task, path=None)))

@@ -1,9 +1,11 @@
-"""The stages are the paper's: one of {teacher, data, objective} changes at each step."""
+"""The stages are the paper's: one of {teacher, data, objective} changes at each step. And how long one is."""
 
 import dataclasses
+from pathlib import Path
 
-from fastdistill import CONTROL, ERNIE_TINY, FINETUNE
+from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Stage, run
 from fastdistill.losses.objective import active_weights
+from tests.tiny import only, tiny_recipe
 
 LATENT = {"attention", "hidden", "embedding"}
 
@@ -29,3 +31,16 @@ def test_stages_are_values() -> None:
     for stage in ERNIE_TINY.values():
         assert dataclasses.replace(stage) == stage
         assert hash(stage) == hash(dataclasses.replace(stage))
+
+
+def test_an_epoch_ends_with_the_batches_that_fill_no_whole_step(world: Path, tmp_path: Path) -> None:
+    recipe = only(tiny_recipe(world, tmp_path / "one"), "gd")
+    gd = dataclasses.replace(recipe.stages["gd"], steps=None, epochs=1.0)
+
+    def steps(stage: Stage, out: str) -> int:
+        report = run(dataclasses.replace(recipe, stages={"gd": stage}, output_dir=str(tmp_path / out)))
+        return int(report["stages"][0]["steps"])
+
+    batches = steps(gd, "one")
+    assert batches > 2
+    assert steps(dataclasses.replace(gd, gradient_accumulation_steps=batches - 1), "two") == 2
