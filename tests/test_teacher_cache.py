@@ -117,8 +117,11 @@ def test_another_teacher_or_text_has_another_folder(live: Live, folder: Path, tm
     same_lengths.input_ids[3] += 1
     other_tokens = Cached(tmp_path, live, same_lengths)
     typed = Cached(tmp_path, live, replace(text(), token_type_ids=np.ones(text().offsets[-1], np.int8)))
-    caches = (first, other_text, in_bf16, other_teacher, other_config, other_tokens, typed)
-    assert len({cache.folder for cache in caches}) == 7
+    cut = text()
+    cut.offsets[1] += 1  # the same tokens, one of them in another sequence
+    other_bounds = Cached(tmp_path, live, cut)
+    caches = (first, other_text, in_bf16, other_teacher, other_config, other_tokens, typed, other_bounds)
+    assert len({cache.folder for cache in caches}) == 8
     assert Cached(tmp_path, live, text()).folder == first.folder
 
 

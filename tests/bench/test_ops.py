@@ -147,6 +147,18 @@ def test_a_file_is_filled_by_several_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert [figures.key(r) for r in after] == [figures.key(r) for r in before]
 
 
+def test_the_best_rates_that_a_machine_has_shown_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rates = tmp_path / "ops.json", {}
+    for copy, products in ((1e9, 1e12), (5e8, 3e12)):
+        monkeypatch.setattr(
+            ops, "machine_limits", lambda *_, c=copy, p=products: dict(zip(LIMITS, (c, p), strict=True))
+        )
+        run(path, "--op", "hidden_mse")
+        machine = json.loads(path.read_text())["machine"]
+        rates[copy] = [machine[name] for name in LIMITS]
+    assert rates == {1e9: [1e9, 1e12], 5e8: [1e9, 3e12]}
+
+
 def test_what_a_file_lacks_is_measured_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, *_ = BY_NAME
     run(tmp_path / "ops.json", "--op", first)

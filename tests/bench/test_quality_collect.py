@@ -62,7 +62,7 @@ def work(tmp_path: Path) -> tuple[Experiment, Work]:
                 "row": job.row, "student": job.student, "task": job.task, "seed": job.seed, "steps": job.steps,
                 "score": scored(job.row, job.task, job.seed), "metric": metric_of(job.task), "classes": 2, "scores": {},
                 "teacher_score": TEACHER[job.task], "test": {"rows": 300, "origin": "validation"}, "constant": 0.5,
-                "parameters": {"teacher": 9, "student": 7}, "learning_rate": 1e-4, "trials": [],
+                "parameters": {"teacher": 9, "student": 7}, "learning_rate": 1e-4, "trials": [1e-4],
                 "validation": None, "seconds": 1.0, "machine": "CPU", "versions": {"torch": "2"}, "stages": [],
             }, answers(job.row, job.task, job.seed), LABELS[job.task])  # fmt: skip
     return experiment, work
@@ -172,3 +172,12 @@ def test_teachers_are_listed_where_more_than_one_taught(work: tuple[Experiment, 
     found = collect("tiny", experiment, folder)
     assert found["tasks"]["two"]["teacher_scores"] == [0.7, 0.8]
     assert found["tasks"]["one"]["teacher_scores"] == [0.9]
+
+
+def test_the_fewest_rates_that_a_run_chose_from_are_told(work: tuple[Experiment, Work]) -> None:
+    experiment, folder = work
+    (job,) = (job for job in all_jobs(experiment) if job.name == "good/2x12/two/2")
+    path = folder.job(job) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trials": [1e-4, 2e-4]}))
+    good = collect("tiny", experiment, folder)["tables"]["methods"]["students"]["2x12"]["good"]
+    assert [good["tasks"][task]["rates"] for task in ("one", "two")] == [1, 1]

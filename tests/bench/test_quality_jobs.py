@@ -12,7 +12,7 @@ from bench.quality.config import read, recipe_of
 from bench.quality.jobs import FINETUNE, Job, Row, all_jobs, placed, read_by, resolved, with_needs
 from bench.quality.work import Work
 from bench.table import ROOT
-from fastdistill import Student
+from fastdistill import Student, Task
 from tests.tiny_quality import CONFIG, start
 
 
@@ -147,6 +147,40 @@ def test_stages_in_another_order_are_another_job(tmp_path: Path) -> None:
     turned = replace(part.recipe, stages=dict(reversed(part.recipe.stages.items())))
     assert len(turned.stages) > 1
     assert replace(part, recipe=turned).folder != part.folder == replace(part).folder
+
+
+def test_what_decides_the_outcome_makes_another_job(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    trial = next(job for job in all_jobs(read(tmp_path / "tiny.yaml")) if job.row == "tiny").needs[0]
+    assert trial.recipe is not None
+    for option, decides in (("precision", True), ("seed", True), ("teacher_cache", False), ("save_steps", False)):
+        value = {"precision": "bf16"}.get(option, 9)
+        other = replace(trial, recipe=replace(trial.recipe, **{option: value}))
+        assert (other.folder != trial.folder) == decides, option
+
+
+def test_what_methods_share_knows_no_task_and_what_a_finetuned_teacher_taught_is_of_the_task(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    runs = [job for job in all_jobs(read(tmp_path / "tiny.yaml")) if job.row == "tiny"]
+    shared, own = zip(*((chain[0].recipe, chain[1].recipe) for chain in map(job_chain, runs)), strict=True)
+    assert len(runs) == 2
+    assert shared[0] == shared[1]
+    for recipe in shared:
+        assert (list(recipe.stages), recipe.teacher.finetuned, recipe.task) == (["gd"], None, Task())
+    for recipe, run in zip(own, runs, strict=True):
+        assert list(recipe.stages) == ["ged", "tad"]
+        assert recipe.teacher.finetuned.startswith(f"teacher/{run.task}-")
+
+
+def test_no_method_has_larger_batches_than_the_budget(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    experiment = read(tmp_path / "tiny.yaml")
+    row = Row.of(experiment, "tiny")
+    stages = {name: replace(stage, gradient_accumulation_steps=4) for name, stage in row.recipe.stages.items()}
+    spent = resolved(experiment, replace(row, recipe=replace(row.recipe, stages=stages)), "2x12", "stars", 1).stages
+    assert [(s.tokens_per_batch, s.gradient_accumulation_steps) for s in spent.values()] == [(96, 1)] * 2 + [
+        (64, 1)
+    ] * 2
 
 
 def test_a_student_of_the_experiment_lies_below_the_data_and_that_of_a_part_below_the_jobs(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from bench.quality import verdict
 from bench.quality.perform import compact
-from bench.quality.verdict import METRICS, check_metric, judge, resampled_scores
+from bench.quality.verdict import METRICS, check_metric, constant_score, judge, resampled_scores
 from fastdistill.data.gold import Gold
 from fastdistill.metrics import score
 
@@ -133,3 +133,11 @@ def test_all_others_can(kind: str, metric: str) -> None:
     check_metric(kind, metric)
     rows = np.stack([LABELS] * 3, 1) if kind == "tagging" else LABELS
     assert resampled_scores(metric, [rows], LABELS, 2, resamples=3) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("accuracy", 0.75), ("f1", 0.4), ("matthews", 0.0), ("entity_f1", 0.0)]
+)  # one answer for every row; F1 of class 1: precision 1/4, recall 1
+def test_the_constant_is_the_best_there_is(metric: str, best: float) -> None:
+    assert constant_score(metric, np.array([0, 0, 1, 0]), 2) == pytest.approx(best)
+    assert constant_score("pearson", np.array([0.5, 2.0, 1.0]), 1) == 0.0

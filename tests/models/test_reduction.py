@@ -66,6 +66,18 @@ def test_heads_that_write_nothing_are_dropped(teacher: Encoder) -> None:
 ONE = frozenset({1})
 
 
+@torch.no_grad()
+def test_heads_are_ranked_by_all_that_they_write(teacher: Encoder) -> None:
+    """By the sum of squares: two heads write much along one direction, two little along twelve, which sums to more."""
+    for value, dense in zip(modules(teacher, "value"), modules(teacher, "attention_out"), strict=True):
+        for position in range(4):
+            rows = slice(12 * position, 12 * position + 12)
+            value.weight[rows] = torch.eye(12, 48)
+            dense.weight[:, rows] = torch.eye(48, 12) * (torch.eye(12)[0] * 3 if position in (0, 2) else 0.5)
+    for dense in modules(reduced(teacher, num_attention_heads=2), "attention_out"):
+        assert [int(torch.linalg.matrix_rank(dense.weight[:, rows])) for rows in (slice(24), slice(24, 48))] == [1, 1]
+
+
 def test_spare_rows_of_wider_heads_can_learn(teacher: Encoder) -> None:
     student = reduced(teacher, num_attention_heads=2)
     student(BATCH, STATES).hidden[3].square().sum().backward()
