@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality.config import read
-from bench.quality.jobs import Job, all_jobs, chosen, read_by, with_needs
+from bench.quality.jobs import Job, all_jobs, chosen, with_needs
 from bench.quality.work import Work
 from bench.record import RESULTS
 
@@ -125,6 +125,8 @@ def main(argv: list[str] | None = None) -> None:
             return
         if not options.list and not (options.data and options.data.is_dir()):
             raise ValueError(f"there is no data at {options.data}: pass --data FOLDER")
+        if not options.list:
+            work.check_data(options.data, with_needs(job for found in jobs.values() for job in found))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     failed = []
@@ -136,10 +138,6 @@ def main(argv: list[str] | None = None) -> None:
         elif experiments[name].common.get("device") == "cuda" and not has_gpu():
             print(f"left out: {name}, for it is made for a GPU, and there is none")
         else:
-            try:
-                work.check_data(options.data, read_by(found))
-            except ValueError as error:
-                sys.exit(f"error: {error}")
             more, in_time = do(asked, work, options.data, clock)
             failed += more
             if not in_time:

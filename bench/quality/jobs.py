@@ -288,11 +288,12 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
 
 
 def read_by(jobs: Iterable[Job]) -> set[str]:
-    """What the jobs read below the data folder, or of the Hub."""
+    """What the jobs and those that they start from read below the data folder, of the Hub, or of other jobs."""
     found: set[str | None] = set()
     for recipe in (job.recipe for job in with_needs(jobs) if job.recipe is not None):
         augment = recipe.task.augment
-        found |= {recipe.teacher.path, recipe.general.path, recipe.task.path, augment.model, augment.vectors}
+        found |= {recipe.teacher.path, recipe.student.path, recipe.general.path, recipe.task.path}
+        found |= {augment.model, augment.vectors}
     return {path for path in found if path}
 
 

@@ -61,10 +61,10 @@ def section(found: dict[str, Any]) -> str:
         if "test" in values
     ]
     again = [task for task, values in found["tasks"].items() if len(values["teacher_scores"]) > 1]
-    versions = "; ".join(f"torch {v.get('torch')}, transformers {v.get('transformers')}" for v in found["versions"])
+    versions = [f"torch {v.get('torch')}, transformers {v.get('transformers')}" for v in found["versions"]]
     lines = [
         f"## {found['experiment']}\n",
-        f"{', '.join(found['machines'])}; {versions}. "
+        f"{', '.join(found['machines'])}; {'; '.join(dict.fromkeys(versions))}. "
         f"Teacher {Path(config['teacher']['path']).name}, general text {Path(config['general']['path']).name}; "
         f"{budget['general_steps']:,} steps of {budget['general_tokens']:,} tokens on general text, on the tasks "
         f"{', '.join(f'{task} {steps:,}' for task, steps in budget['task_steps'].items())} of "

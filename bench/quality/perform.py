@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality.jobs import Job, placed, told
+from bench.quality.jobs import Job, placed, read_by, told
 from bench.quality.verdict import check_metric, constant_score
-from bench.quality.work import Result, Work
+from bench.quality.work import Result, Work, digest_of
 from bench.timing import device_name
 from fastdistill import Encoder, Recipe, run
 from fastdistill.checkpoint import publish
@@ -52,6 +52,7 @@ def perform(job: Job, work: Work, data: Path) -> Result:
         "stages": [*before, *report["stages"]],
         "parameters": {name: report[name]["parameters"] for name in ("teacher", "student")},
         "recipe": told(job.recipe),
+        "data": {path: digest for path in sorted(read_by([job])) if (digest := digest_of(data / path))},
         "versions": report["versions"],
         "machine": device_name(Runtime.of(recipe).device.type),
         "command": f"python -m bench.quality {' '.join(sys.argv[1:])}",

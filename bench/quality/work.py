@@ -5,7 +5,6 @@
     runs/NAME-DIGEST/                                            a job that was interrupted, to be resumed
     locks/                                                       who is at work on a job
     cache/                                                       tokenised text
-    data.json                                                    what data all of this was made from
 
 A job that several experiments have is done once. Of a finished experiment all but `result.json` and `predictions.npz`
 may be deleted.
@@ -14,11 +13,13 @@ may be deleted.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +55,19 @@ class Work:
     def state(self, job: Job) -> str:
         return "done" if self.done(job) else "begun" if self.run(job).exists() else "to do"
 
-    def check_data(self, data: Path, paths: Iterable[str]) -> None:
-        """Refuse to mix results of unlike data: files below `paths` of `data` are compared by name and size.
+    def check_data(self, data: Path, jobs: Iterable[Job]) -> None:
+        """Refuse to mix results of unlike data: what those of `jobs` that are done had read is compared with `data`.
 
         Raises:
-            ValueError: what jobs of this folder read was another.
+            ValueError: one of them read something else at a path that there is.
         """
-        found = {path: files for path in paths if (files := _files(data / path))}
-        file = self.root / "data.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
-        if other := [path for path in sorted(found) if known.get(path, found[path]) != found[path]]:
-            raise ValueError(
-                f"{data / other[0]} is not what the results in {self.root} were made from: give another --work folder"
-            )
-        self.root.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(f".{os.getpid()}")
-        written.write_text(json.dumps(known | found, indent=1))
-        written.replace(file)
+        for job in jobs:
+            for path, digest in (self.result(job) or {"data": {}})["data"].items():
+                if digest_of(data / path) not in (None, digest):
+                    raise ValueError(
+                        f"{data / path} is not what {self.job(job)} was made from: give another --work folder, or "
+                        "delete there all jobs that read it"
+                    )
 
     @contextmanager
     def lock(self, job: Job) -> Iterator[bool]:
@@ -113,7 +110,13 @@ class Work:
         return max((r["seconds"] for r in like), default=0.0)
 
 
-def _files(path: Path) -> dict[str, int]:
-    """Names and sizes of the files at or below `path`, without hidden ones."""
-    each = [path] if path.is_file() else path.rglob("[!.]*")
-    return {str(file.relative_to(path)): file.stat().st_size for file in sorted(each) if file.is_file()}
+@cache
+def digest_of(path: Path) -> str | None:
+    """Of names and contents of the files at or below `path`, without hidden ones; None where there are none."""
+    names = {file.relative_to(path): file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()}
+    digest = hashlib.sha256()
+    shown = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
+    for name in shown:
+        with names[name].open("rb") as file:
+            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+    return digest.hexdigest() if shown else None

@@ -119,6 +119,22 @@ def test_what_is_done_is_not_done_again(done: Path, data: Path, monkeypatch: pyt
     (done / "tiny.yaml").write_text(CONFIG)
 
 
+def test_other_data_than_what_is_done_was_made_from_are_refused_before_any_work(
+    done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "do", lambda jobs, *_: ([], True))
+    for folder in ("later", "same"):
+        shutil.copytree(data, tmp_path / folder)
+    other = tmp_path / "later" / "tasks" / "stars" / "train.csv"
+    other.write_text(other.read_text().replace("1", "2"))
+    (tmp_path / "same" / "teacher" / ".cache").mkdir()
+    (tmp_path / "same" / "teacher" / ".cache" / "etag").touch()
+    with pytest.raises(SystemExit, match="stars is not what .*stars.* was made from: give another --work folder"):
+        start(done, tmp_path / "later", "--only=*/reviews/*")
+    start(done, tmp_path / "same")
+    start(tmp_path, tmp_path / "later")
+
+
 def test_two_processes_share_the_work(
     done: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +267,10 @@ def test_a_job_that_fails_stops_no_other(data: Path, tmp_path: Path, capsys: pyt
     assert "left out: control/2x12/reviews/1/5e-05, for teacher/reviews failed" in told.out
     made = {f"{name}{rate}" for name in ("teacher/stars", "control/2x12/stars/1") for rate in ("", "/5e-05", "/0.005")}
     assert results(tmp_path).keys() == made
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(data / "tasks" / "reviews", tmp_path / "data" / "tasks" / "missing")
+    start(tmp_path, tmp_path / "data", "--only=teacher/reviews*", config=config)  # mended, it goes on
+    assert results(tmp_path).keys() == made | {f"teacher/reviews{rate}" for rate in ("", "/5e-05", "/0.005")}
 
 
 def test_results_are_collected_and_printed(

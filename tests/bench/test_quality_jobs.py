@@ -10,7 +10,7 @@ import torch
 
 from bench.quality.config import read, recipe_of
 from bench.quality.jobs import FINETUNE, Job, Row, all_jobs, placed, read_by, resolved, with_needs
-from bench.quality.work import Work
+from bench.quality.work import Work, digest_of
 from bench.table import ROOT
 from fastdistill import Student, Task
 from tests.tiny_quality import CONFIG, start
@@ -194,21 +194,35 @@ def test_a_student_of_the_experiment_lies_below_the_data_and_that_of_a_part_belo
         assert recipe.student.path == str(tmp_path / folder / path)
 
 
-def test_a_work_folder_is_of_one_set_of_data(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
-    read_there = read_by(all_jobs(read(tmp_path / "tiny.yaml")))
-    assert read_there == {"teacher", "general.txt", "tasks/reviews", "tasks/stars"}
-    data, work = tmp_path / "data", Work(tmp_path / "work")
-    for path in ("teacher/config.json", "general.txt", "tasks/stars/train.csv"):
-        (data / path).parent.mkdir(parents=True, exist_ok=True)
-        (data / path).write_text("text")
-    work.check_data(data, read_there - {"general.txt"})
-    moved = data.rename(tmp_path / "elsewhere")
-    work.check_data(moved, read_there)
-    (moved / "tasks" / "stars" / "train.csv").write_text("other text")
-    with pytest.raises(ValueError, match="stars is not what the results in .*work were made from: give another --work"):
-        work.check_data(moved, read_there)
-    work.check_data(moved, {"general.txt", "teacher"})
+def test_what_jobs_read(tmp_path: Path) -> None:
+    mine = CONFIG.replace("{num_hidden_layers: 2, hidden_size: 12}", "{path: mine}")
+    for config, row, own in ((CONFIG, "tiny", {"general.txt"}), (mine, "control", {"mine"})):
+        (tmp_path / "tiny.yaml").write_text(config)
+        (run,) = (job for job in all_jobs(read(tmp_path / "tiny.yaml")) if job.name == f"{row}/2x12/stars/1")
+        found = {path for path in read_by([run]) if not path.startswith(("general/", "before/"))}  # of other jobs
+        assert found == {"teacher", "tasks/stars"} | own
+
+
+def test_a_digest_is_of_names_and_contents_that_are_not_hidden(tmp_path: Path) -> None:
+    files = {"a/train.csv": "0,1", "a/b/more.csv": "1,0"}
+    others = {
+        "swapped": {"a/train.csv": "1,0", "a/b/more.csv": "0,1"},
+        "renamed": {"a/other.csv": "0,1", "a/b/more.csv": "1,0"},
+        "fewer": {"a/train.csv": "0,1"},
+        "hidden": files | {"a/.cache/huggingface/x.metadata": "y", "a/.gitattributes": "z"},
+        "same": files,
+    }
+    digests = {}
+    for case, content in ({"first": files} | others).items():
+        for name, text in content.items():
+            (tmp_path / case / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / case / name).write_text(text)
+        digests[case] = digest_of(tmp_path / case / "a")
+    assert digests["first"] == digests["hidden"] == digests["same"]
+    assert len(set(digests.values())) == 4
+    one, two = (digest_of(tmp_path / "swapped" / "a" / name) for name in ("train.csv", "b/more.csv"))
+    assert None is not one != two
+    assert digest_of(tmp_path / "none") is None
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:

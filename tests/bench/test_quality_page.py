@@ -133,8 +133,16 @@ def test_a_table_of_nothing_is_no_table() -> None:
 
 def test_the_setting_is_said() -> None:
     text = page.section(FOUND)
-    mixed = copy.deepcopy(FOUND) | {"versions": [*FOUND["versions"], {"torch": "2.14.0", "transformers": "5.15.0"}]}
-    assert "torch 2.13.0, transformers 5.14.0; torch 2.14.0, transformers 5.15.0. Teacher" in page.section(mixed)
+    mixed = copy.deepcopy(FOUND) | {
+        "versions": [
+            FOUND["versions"][0] | {"numpy": "1"},
+            *FOUND["versions"],
+            {"torch": "2.14.0", "transformers": "5.15.0"},
+        ]
+    }
+    assert "threads; torch 2.13.0, transformers 5.14.0; torch 2.14.0, transformers 5.15.0. Teacher" in page.section(
+        mixed
+    )
     assert "AMD EPYC, 2 threads; torch 2.13.0, transformers 5.14.0. Teacher big, general text wiki.txt;" in text
     assert "1,000 steps of 2,048 tokens on general text, on the tasks rte 600, stsb 700 of 512 tokens." in text
     assert "Learning rates tried: 2e-05, 0.0001 for teachers, 5e-05, 0.0002 for last stages." in text
