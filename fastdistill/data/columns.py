@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from itertools import combinations
 from typing import Any
 
 from fastdistill.data.rows import open_splits, splits_named
@@ -31,7 +32,8 @@ def complete(task: Task) -> tuple[Task, str | None]:
     columns and the values in them tell. A task without path or name stays without columns.
 
     Raises:
-        ValueError: the name is unknown and there is no path; the columns can be read in several ways, or in none.
+        ValueError: the name is unknown and there is no path; the columns can be read in several ways, or in none; one
+            is named twice.
     """
     task = _defined(task)
     task = replace(task, **{option: size for option, size in SIZES.items() if getattr(task, option) is None})
@@ -45,6 +47,11 @@ def complete(task: Task) -> tuple[Task, str | None]:
         said = f"task: {task.kind}, texts from {columns}, labels from {task.label}, as the columns say"
     if task.kind == "span" and task.pair is None:
         raise ValueError("task.pair is not set: of a span task it names the column of the context")
+    names = ("text", "pair", "label")
+    given = {name: column for name in names if (column := getattr(task, name)) is not None}
+    for one, other in combinations(given, 2):
+        if given[one] == given[other]:
+            raise ValueError(f"task.{one} and task.{other} are both {given[one]!r}: name the column of each")
     if task.group is not None and task.kind != "classification":
         raise ValueError(f"task.group ranks rows by their class, this task is of kind {task.kind}: leave it out")
     if task.kind == "span":

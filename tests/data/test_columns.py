@@ -138,6 +138,22 @@ def test_a_context_is_asked_for_and_groups_are_for_classes(tmp_path: Path) -> No
         complete(Task(path=path, text="question", label="answers", kind="regression", group="qid"))
 
 
+@pytest.mark.parametrize(
+    ("options", "twice"),
+    [
+        ({"label": "text"}, "task.text and task.label are both 'text'"),
+        ({"text": "label"}, "task.text and task.label are both 'label'"),
+        ({"pair": "text"}, "task.text and task.pair are both 'text'"),
+        ({"text": "other", "pair": "label", "kind": "classification"}, "task.pair and task.label are both 'label'"),
+    ],
+)
+def test_a_column_is_named_once(options: dict[str, Any], twice: str, tmp_path: Path) -> None:
+    path = write(tmp_path, {"text": "a", "label": "b", "other": "c"})
+    with pytest.raises(ValueError, match=f"{twice}: name the column of each"):
+        complete(Task(path=path, **options))
+    assert complete(Task(path=path, text="text", pair="other", label="label", group="text"))[0].group == "text"
+
+
 def test_class_names_of_lists_are_the_data_sets_own(tmp_path: Path) -> None:
     names = datasets.List(datasets.ClassLabel(names=["O", "B-X"]))
     features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "tags": names})
