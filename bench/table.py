@@ -99,14 +99,14 @@ def steps(folder: str = "*") -> str:
             f"{work['text']}, {work['batch_size']} x {how} {work['length']}{', soft labels' * work.get('soft', False)}"
         )
         done = [r for r in measured["results"] if "failed" not in r]
-        first = measured["results"][0].get("tokens_per_s", float("nan"))
+        first = measured["results"][0].get("tokens_per_s")
         percent = "%"
         if not all("pairs_per_s" in r for r in done):
             percent, counted = "%*", ["", AS_COUNTED_BEFORE]
         if any(r["loop"] == "cached" for r in done):
             cached = ["", JUST_CACHED]
         rows += [
-            f"| {text} | {LOOPS[r['loop']]} | {r['tokens_per_s']:,.0f} | {r['tokens_per_s'] / first:.1f}x "
+            f"| {text} | {LOOPS[r['loop']]} | {r['tokens_per_s']:,.0f} | {_times(r['tokens_per_s'], first)} "
             f"| {r['step_ms']:,.0f} | {r['peak_mib']:,.0f} "
             f"| {100 * r['flops_per_s'] / machine['flops_per_s']:.0f} {percent} |"
             if "failed" not in r
@@ -191,6 +191,10 @@ def _op_row(result: Result, machine: dict[str, Any]) -> str:
         f"{_ms(floor_ms)} ({name}), {share(result, machine)}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _times(value: float, first: float | None) -> str:
+    return f"{value / first:.1f}x" if first else ""
 
 
 def _ms(value: float | None) -> str:

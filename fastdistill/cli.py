@@ -30,13 +30,32 @@ class Parser(ArgumentParser):
     """jsonargparse's parser, whose errors name the nearest known option in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = f"{message.strip()}{_nearest(message, list(self.get_defaults().keys()))}"
+        message = _of_value(message) or f"{message.strip()}{_nearest(message, list(self.get_defaults().keys()))}"
         if not self.exit_on_error:
             raise ArgumentError(None, message) from ex
         if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
             print(f"error: {message}", file=sys.stderr)
             print(f"see python -m {self.prog} --help for every option", file=sys.stderr)
         sys.exit(2)
+
+
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "a list"}
+TYPES |= {"list": "a list", "dict": "a mapping such as '{a: [1, 2]}'"}
+
+
+def _of_value(message: str) -> str | None:
+    """What `message` says of a value of the wrong type, in one sentence; None where it says something else."""
+    where = re.search(r'Parser key "([^"]+)":', message)
+    given = re.search(r"^.*(?:Got|Given) value: (.*)", message, re.M | re.S)
+    wanted = re.findall(r"Expected a (?:typing\.Literal\[(.*?)\]|<class '(\w+)'>)", message)
+    choices = [choice for literal, _ in wanted for choice in re.findall(r"'([^']*)'", literal)]
+    kinds = [TYPES[name] for _, name in wanted if name in TYPES]
+    if not (where and given and (choices or kinds)):
+        return None
+    value = given[1].strip()
+    near = difflib.get_close_matches(value, choices, n=1)
+    remedy = " or ".join([f"choose from {', '.join(choices)}"] * bool(choices) + [f"give {kind}" for kind in kinds])
+    return f"{where[1]} is {value!r}: {remedy}{f'; did you mean {near[0]}?' if near else ''}"
 
 
 def _nearest(message: str, known: list[str]) -> str:

@@ -29,6 +29,8 @@ from fastdistill.recipe import HeadKind, Kind, Recipe, Stage
 from fastdistill.roles import load_models, named
 from fastdistill.step import Runtime
 
+MOST_SHOWN = 10  # class names
+
 
 @dataclass
 class Inputs:
@@ -159,6 +161,9 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     task = load_task(recipe.task, tokenizer, recipe.seed) if recipe.task.path is not None else None
     if task is not None:
         said += task.said
+        if names := task.label_names:
+            shown = [*map(repr, names[:MOST_SHOWN]), *["..."] * (len(names) > MOST_SHOWN)]
+            said.append(f"task: {len(names)} classes: {', '.join(shown)}")
         recipe = replace(recipe, task=replace(recipe.task, label_names=task.label_names))
         metrics_of(recipe.task)  # tags are known only now
     general = any(stage.data in GENERAL for stage in models.stages.values())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,28 @@ def test_unknown_yaml_key_is_refused_with_the_nearest_name(
         parsed("--config", str(tmp_path / "run.yaml"))
     assert stop.value.code == 2
     assert f"did you mean {hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--task.metric", "acuracy"], "task.metric is 'acuracy': choose from accuracy, .*; did you mean accuracy?"),
+        (["--student.init", "teachr"], "student.init is 'teachr': choose from teacher, random; did you mean teacher?"),
+        (["--seed", "x"], "seed is 'x': give a whole number"),
+        (["--task.max_length", "long"], "task.max_length is 'long': give a whole number"),
+        (["--tsd.losses.soft", "a lot"], "tsd.losses.soft is 'a lot': give a number"),
+        (["--task.label_names", "3"], "task.label_names is '3': give a list"),
+        (["--sweep", "3"], "sweep is '3': give a mapping such as"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_told_in_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(*argv)
+    first, _, rest = capsys.readouterr().err.partition("\n")
+    assert re.match(f"error: {said}".replace("?", r"\?"), first)
+    assert rest.startswith("see python -m")
 
 
 @pytest.mark.parametrize("group", ["tsd", "teacher", "gd.losses"])

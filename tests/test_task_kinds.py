@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from fastdistill import Losses, Recipe, Stage, Student, Task, Teacher, run
+from fastdistill.inputs import load_inputs
 from tests.tiny import NEGATIVE, POSITIVE, WORDS, make_teacher, make_texts, make_tokenizer, only, shorten, tiny_recipe
 
 replace = dataclasses.replace
@@ -292,3 +293,16 @@ def test_what_was_found_out_is_said(world: Path, tmp_path: Path, capsys: pytest.
     run(only(tiny_recipe(world, tmp_path / "out"), "gd"))
     said = capsys.readouterr().out
     assert "task: classification, texts from text, labels from label, as the columns say" in said
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["No", "no ", "yes"], "3 classes: 'No', 'no', 'yes'"),
+        ([*"abcdefghijk"], f"11 classes: {str([*'abcdefghij'])[1:-1]}, ..."),
+    ],
+)
+def test_the_classes_are_said(classes: list[str], said: str, world: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"text": "the film", "label": name} for name in classes * 30])
+    recipe = tiny_recipe(world, tmp_path / "out")
+    assert f"task: {said}" in load_inputs(replace(recipe, task=replace(recipe.task, path=path))).said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from itertools import combinations
@@ -140,7 +141,10 @@ def _kind(texts: list[Any], labels: list[Any]) -> Kind:
 
 
 def _number(label: Any) -> float | None:
+    """Its value, 0 where the label is missing; None where it is something else."""
+    if label is None or label == "":
+        return 0.0
     try:
-        return float(label)
+        return 0.0 if math.isnan(number := float(label)) else number
     except (TypeError, ValueError):
         return None

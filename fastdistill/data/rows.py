@@ -103,7 +103,7 @@ def splits_named(sources: dict[str, Source], *names: str) -> dict[str, Source]:
 
 
 def said_of_splits(task: Task, sources: dict[str, Source]) -> list[str]:
-    """Which parts train is joined of, and what of the data is not used, in sentences."""
+    """Which parts train is joined of, and what splits, files and columns of the data are not used, in sentences."""
     assert task.path is not None
     train = list(splits_named(sources, "train").values())
     used = [*train, *splits_named(sources, *VALIDATION).values(), *splits_named(sources, "test").values()]
@@ -117,6 +117,9 @@ def said_of_splits(task: Task, sources: dict[str, Source]) -> list[str]:
             f"task: not used: {', '.join(unused)}; used are train, validation (else valid, val or dev) and test, or "
             "parts of them such as train_1"
         )
+    named = {task.text, task.pair, task.label, task.group, SOURCE}
+    if columns := [column for column in train[0].columns if column not in named]:
+        said.append(f"task: columns not used: {', '.join(columns)}")
     return said
 
 

@@ -60,9 +60,13 @@ class Attention:
 def centered(k: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Keys ``(T, H, d)`` less the mean of their sequence, which takes from every row of scores its own mean.
 
-    ``q_i . (k_j - mean_j k_j) = A_ij - mean_j A_ij``: no score is formed. Means are taken in float32 at least.
+    ``q_i . (k_j - mean_j k_j) = A_ij - mean_j A_ij``: no score is formed. Means are taken in float32 at least, and as
+    constants: errors of centered scores are centered, ``sum_j dA_ij = 0``, so that the gradients of the keys of a
+    sequence, ``sum_i dA_ij q_i``, add up to 0 and the mean's would be that.
     """
     lengths = cu_seqlens.diff().long()
     exact = k.to(torch.promote_types(k.dtype, torch.float32))
-    means = torch.segment_reduce(exact, "mean", lengths=lengths, unsafe=True)  # checked, a GPU would be waited for
-    return (exact - means.repeat_interleave(lengths, dim=0, output_size=len(k))).to(k.dtype)
+    with torch.no_grad():
+        means = torch.segment_reduce(exact, "mean", lengths=lengths, unsafe=True)  # checked, a GPU would be waited for
+        means = means.repeat_interleave(lengths, dim=0, output_size=len(k))
+    return (exact - means).to(k.dtype)

@@ -195,8 +195,13 @@ def test_a_student_of_the_experiment_lies_below_the_data_and_that_of_a_part_belo
 
 
 def test_what_jobs_read(tmp_path: Path) -> None:
+    augmented = "task: {augment: {model: m, vectors: v.txt}}, tsd: {data: augmented}"
     mine = CONFIG.replace("{num_hidden_layers: 2, hidden_size: 12}", "{path: mine}")
-    for config, row, own in ((CONFIG, "tiny", {"general.txt"}), (mine, "control", {"mine"})):
+    for config, row, own in (
+        (CONFIG, "tiny", {"general.txt"}),
+        (mine, "control", {"mine"}),
+        (CONFIG.replace("overrides: {gd", f"overrides: {{{augmented}, gd"), "tiny", {"general.txt", "m", "v.txt"}),
+    ):
         (tmp_path / "tiny.yaml").write_text(config)
         (run,) = (job for job in all_jobs(read(tmp_path / "tiny.yaml")) if job.name == f"{row}/2x12/stars/1")
         found = {path for path in read_by([run]) if not path.startswith(("general/", "before/"))}  # of other jobs

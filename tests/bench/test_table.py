@@ -109,11 +109,11 @@ def test_row_of_an_op_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "| - | - | - | - | - / - | 2.00 ms (flops), - |" in ops_table(broken, tmp_path, monkeypatch)[4]
 
 
-def steps_table(result: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def steps_table(results: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     path = tmp_path / "bench" / "results" / "machine" / "step_sst2.json"
     path.parent.mkdir(parents=True)
     work = {"teacher": "bert-base", "student": "tinybert4", "text": "sst2", "length": 64, "blocks": False}
-    measured = {"machine": MACHINE, "workload": work | {"batch_size": 32}, "results": [result]}
+    measured = {"machine": MACHINE, "workload": work | {"batch_size": 32}, "results": results}
     path.write_text(json.dumps(measured))
     monkeypatch.setattr(table, "ROOT", tmp_path)
     return table.steps().splitlines()
@@ -123,12 +123,14 @@ STEPS = {"loop": "ours", "tokens_per_s": 2000, "step_ms": 199.4, "peak_mib": 156
 
 
 def test_row_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, row = steps_table(STEPS | {"pairs_per_s": 9}, tmp_path, monkeypatch)
+    *_, row = steps_table([STEPS | {"pairs_per_s": 9}], tmp_path, monkeypatch)
     assert row == "| sst2, 32 x own lengths up to 64 | fastdistill | 2,000 | 1.0x | 199 | 1,566 | 46 % |"
 
 
 def test_row_of_a_loop_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, row = steps_table({"loop": "ours", "failed": "out of memory"}, tmp_path, monkeypatch)
+    failed: dict[str, object] = {"loop": "ours", "failed": "out of memory"}
+    *_, row, second = steps_table([failed, STEPS | {"pairs_per_s": 9}], tmp_path, monkeypatch)
+    assert second == "| sst2, 32 x own lengths up to 64 | fastdistill | 2,000 |  | 199 | 1,566 | 46 % |"
     assert row == "| sst2, 32 x own lengths up to 64 | fastdistill | failed | | | | |"
 
 
@@ -146,13 +148,13 @@ def test_each_pair_of_models_has_a_table(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_row_of_a_step_that_was_counted_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, row, empty, note = steps_table(STEPS, tmp_path, monkeypatch)
+    *_, row, empty, note = steps_table([STEPS], tmp_path, monkeypatch)
     assert row.endswith("| 46 %* |")
     assert (empty, note) == ("", table.AS_COUNTED_BEFORE)
 
 
 def test_what_is_said_of_the_cached_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = steps_table(STEPS | {"loop": "cached", "pairs_per_s": 9}, tmp_path, monkeypatch)
+    lines = steps_table([STEPS | {"loop": "cached", "pairs_per_s": 9}], tmp_path, monkeypatch)
     assert "\n".join(lines).endswith(f"|\n\n{table.JUST_CACHED}")
 
 

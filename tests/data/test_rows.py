@@ -97,6 +97,11 @@ def test_what_is_not_used_is_said(
     assert data.said[0].startswith(f"task: not used: {unused}; used are train, validation (else valid, val or dev)")
 
 
+def test_columns_that_are_not_used_are_said(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    more = [row | {"id": n, "title": "t"} for n, row in enumerate(rows(20, "e"))]
+    assert load(write(tmp_path, train=more), tokenizer).said == ["task: columns not used: id, title"]
+
+
 def test_files_without_split_names_are_all_train(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = load(write(tmp_path, reviews=rows(12, "e"), extra=rows(8, "f")), tokenizer)
     assert (sizes(data), data.said) == ([10, 4, 6], [])
