@@ -95,6 +95,7 @@ def load_models(recipe: Recipe) -> Models:
         if (length := getattr(recipe, what).max_length) > longest:
             raise ValueError(f"{what}.max_length is {length}, but teacher and student take {longest} tokens at most")
     said += _check_objectives(recipe, stages, student, {"pretrained": masked, "finetuned": finetuned})
+    said += _of_control(stages)
     return Models(stages, tokenizer, base, teacher, masked, finetuned, others, student, said)
 
 
@@ -149,6 +150,21 @@ def _check_objectives(
                 f"over all pairs of tokens: map layers that see all, or lower max_length from {length} to {reach + 1}"
             )
     return said
+
+
+def _of_control(stages: dict[str, Stage]) -> list[str]:
+    """What is to be said where the control, which takes the steps of the stages on task data, has other batches."""
+    alike = ("tokens_per_batch", "gradient_accumulation_steps")
+    if "control" not in stages:
+        return []
+    return [
+        f"control: {option} is {own}, that of stage {name} is {other}: as many steps are not as much text; for "
+        f"the same set --control.{option} {other}"
+        for name, stage in stages.items()
+        for option in alike
+        if name not in ("finetune", "control") and stage.data in ("task", "augmented")
+        if (own := getattr(stages["control"], option)) != (other := getattr(stage, option))
+    ]
 
 
 def _check_alike(path: str, other: Encoder, first: Encoder) -> None:

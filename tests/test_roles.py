@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastdistill.recipe import Corpus, Losses, Stage
-from fastdistill.roles import _check_objectives
+from fastdistill.roles import _check_objectives, _of_control
 from tests.models.encoders import tiny_encoder
 from tests.tiny import tiny_recipe
 
@@ -39,3 +39,21 @@ def test_maps_beyond_what_a_layer_sees_are_said(
     said = _check_objectives(recipe, {"gd": stage}, teacher, {"pretrained": teacher})
     assert len(said) == (expected is not None)
     assert expected is None or expected in said[0]
+
+
+def test_batches_of_the_control_that_are_not_those_of_the_stages_on_the_task_are_said(
+    world: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(world, tmp_path)
+    stages = recipe.stages | {"control": recipe.control}
+    assert _of_control(stages) == []
+    stages["gd"] = replace(stages["gd"], tokens_per_batch=7)  # not on the task
+    assert _of_control(stages) == []
+    stages["tsd"] = replace(stages["tsd"], tokens_per_batch=7)
+    own = recipe.control.tokens_per_batch
+    assert _of_control(stages) == [
+        f"control: tokens_per_batch is {own}, that of stage tsd is 7: as many steps are not as much text; for the same "
+        "set --control.tokens_per_batch 7"
+    ]
+    del stages["control"]
+    assert _of_control(stages) == []

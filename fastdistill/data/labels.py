@@ -40,6 +40,14 @@ class Classes:
             places |= {str(index): index for index in range(len(names))}
         return places
 
+    def ranks(self, labels: Sequence[Any]) -> np.ndarray:
+        """``(C,)``: the place of each class among the labels as they are written, which no order of ours moves."""
+        ranks = np.zeros(len(self.names or ()), np.int64)
+        for rank, name in enumerate(distinct_names(labels)):
+            if name in self.index:
+                ranks[self.index[name]] = rank
+        return ranks
+
     def __str__(self) -> str:
         names = self.names or ()
         return f"{len(names)} classes ({', '.join(names[:10])}{f' and {len(names) - 10} more' * (len(names) > 10)})"

@@ -266,8 +266,10 @@ def _read_words(source: Source, column: str, option: str) -> list[list[str]]:
     return texts
 
 
-def divide(train: Rows, validation: Rows | None, test: Rows | None, task: Task, seed: int) -> tuple[Rows, Rows, Rows]:
-    """Apply the split rules of `load_task`.
+def divide(
+    train: Rows, validation: Rows | None, test: Rows | None, task: Task, seed: int, ranks: np.ndarray
+) -> tuple[Rows, Rows, Rows]:
+    """Apply the split rules of `load_task`; `ranks` are those of the classes (`Classes.ranks`).
 
     Raises:
         ValueError: there are too few rows to set aside.
@@ -278,17 +280,17 @@ def divide(train: Rows, validation: Rows | None, test: Rows | None, task: Task, 
     if test is None and validation is not None:
         validation, test = None, validation
     if test is None:
-        train, test = _set_aside(train, task.test_size, "task.test_size", rng)
+        train, test = _set_aside(train, task.test_size, "task.test_size", rng, ranks)
     if validation is None:
-        train, validation = _set_aside(train, task.validation_size, "task.validation_size", rng)
+        train, validation = _set_aside(train, task.validation_size, "task.validation_size", rng, ranks)
     return train, validation, test
 
 
-def _set_aside(rows: Rows, size: int, option: str, rng: np.random.Generator) -> tuple[Rows, Rows]:
+def _set_aside(rows: Rows, size: int, option: str, rng: np.random.Generator, ranks: np.ndarray) -> tuple[Rows, Rows]:
     """Take `size` rows at random: ``(rest, taken)``.
 
     Of every class (or range of targets) its share; of rows that compete for a rank all or none, so that there may be
-    some more than `size`.
+    some more than `size`. Classes in another order leave them the same rows.
     """
     total = len(rows.texts)
     if not 0 < size <= total // 2:
@@ -306,6 +308,8 @@ def _set_aside(rows: Rows, size: int, option: str, rng: np.random.Generator) -> 
     else:
         shuffled = rng.permutation(total)
         strata = rows.labels if isinstance(rows.labels, np.ndarray) and rows.labels.ndim == 1 else np.zeros(total)
+        if strata.dtype == np.int64:
+            strata = ranks[strata]
         by_label = shuffled[np.argsort(strata[shuffled], kind="stable")]
         every_nth = ((np.arange(size) + rng.random()) * total / size).astype(np.int64)
         taken[by_label[every_nth]] = True

@@ -101,6 +101,7 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         next(iter(tests.values()), None),
         task,
         seed if task.split_seed is None else task.split_seed,
+        classes.ranks(train_labels) if task.kind == "classification" else np.zeros(0, np.int64),
     )
     _check_variety(train, task, names, train_source.where)
     more = dict(list((tests or validations).items())[1:])

@@ -135,7 +135,8 @@ class Encoder(nn.Module):
         config = self.model.config
         if config.num_labels != num_labels:
             raise ValueError(
-                f"{config.name_or_path} was fine-tuned on {config.num_labels} labels, the task has {num_labels}"
+                f"{config.name_or_path} was fine-tuned on {config.num_labels} labels, the task has {num_labels}: "
+                "take a model of this task, or fine-tune this one (--teacher.path in place of --teacher.finetuned)"
             )
         own = self.label_names
         generic = [f"LABEL_{i}" for i in range(num_labels)]
@@ -149,8 +150,8 @@ class Encoder(nn.Module):
             return None if own == generic and numbered else granted
         if sorted(folded) != sorted(wanted) or len(set(folded)) < num_labels:
             raise ValueError(
-                f"{config.name_or_path} has the classes {own}, the task {list(names)}: take a model of this task, or "
-                "give --task.label_names as the model calls them"
+                f"{config.name_or_path} has the classes {own}, the task {list(names)}: take a model of this task; if "
+                "they are the same under other names, write those of the task into id2label of its config.json"
             )
         order = [folded.index(name) for name in wanted]
         for weight in output_layer(self.model, num_labels).parameters():

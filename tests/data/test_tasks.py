@@ -103,6 +103,9 @@ def test_rows_set_aside_are_decided_by_the_seed_and_stratified(
     assert texts(fixed.validation) == texts(data.validation)
     assert texts(data.validation) == texts(same.validation)
     assert texts(data.test) == texts(same.test)
+    turned = load_task(dataclasses.replace(task, label_names=("rare", "common")), tokenizer, seed=0)
+    assert (texts(turned.validation), texts(turned.test)) == (texts(data.validation), texts(data.test))
+    assert (turned.validation.labels == 1 - data.validation.labels).all()
     assert texts(data.validation) != texts(other.validation)
     assert data.label_names == ("common", "rare")
     assert np.bincount(data.test.labels).tolist() == [45, 5]
