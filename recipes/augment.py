@@ -1,4 +1,4 @@
-"""TinyBERT's data augmentation by itself: a task's training rows and their copies, as a folder of parquet files.
+r"""TinyBERT's data augmentation by itself: a task's training rows and their copies, as a folder of parquet files.
 
     python -m recipes.augment --teacher.path bert-base-uncased --task.name sst2 \
         --task.augment.vectors glove.6B.300d.txt --output_dir sst2_augmented

@@ -1,4 +1,4 @@
-"""DistilBERT: masked words, the teacher's distribution over them and the direction of its states; then the task.
+r"""DistilBERT: masked words, the teacher's distribution over them and the direction of its states; then the task.
 
     python -m recipes.distilbert --teacher.path bert-base-uncased --general.path "wiki/*.txt" \
         --task.name sst2 --output_dir out

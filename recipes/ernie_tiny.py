@@ -1,4 +1,4 @@
-"""ERNIE-Tiny: distil a teacher in four stages, changing one of {teacher, data, objective} at a time.
+r"""ERNIE-Tiny: distil a teacher in four stages, changing one of {teacher, data, objective} at a time.
 
     python -m recipes.ernie_tiny --teacher.path bert-base-uncased --student.preset tinybert4 \
         --general.path "wiki/*.txt" --task.name sst2 --output_dir out

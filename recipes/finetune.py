@@ -1,4 +1,4 @@
-"""Fine-tuning without distillation: a pretrained encoder, or a student made of its weights, on gold labels alone.
+r"""Fine-tuning without distillation: a pretrained encoder, or a student made of its weights, on gold labels alone.
 
     python -m recipes.finetune --teacher.path bert-base-uncased \
         --task.name sst2 --output_dir out

@@ -1,4 +1,4 @@
-"""Plain knowledge distillation: the teacher's soft labels and the gold labels, on task text (Hinton et al., 2015).
+r"""Plain knowledge distillation: the teacher's soft labels and the gold labels, on task text (Hinton et al., 2015).
 
     python -m recipes.kd --teacher.path bert-base-uncased --student.num_hidden_layers 6 \
         --task.name rte --output_dir out

@@ -1,4 +1,4 @@
-"""MiniLM: attention and value relations of the last layer, on general text; then the task on gold labels.
+r"""MiniLM: attention and value relations of the last layer, on general text; then the task on gold labels.
 
     python -m recipes.minilm --teacher.path bert-base-uncased --general.path "wiki/*.txt" \
         --task.name sst2 --output_dir out

@@ -1,4 +1,4 @@
-"""MiniLMv2: query, key and value relations of one layer, on general text; then the task on gold labels.
+r"""MiniLMv2: query, key and value relations of one layer, on general text; then the task on gold labels.
 
     python -m recipes.minilm_v2 --teacher.path bert-base-uncased --general.path "wiki/*.txt" \
         --task.name sst2 --output_dir out

@@ -1,4 +1,4 @@
-"""Patient knowledge distillation: the student also follows the teacher's [CLS] states, layer by layer.
+r"""Patient knowledge distillation: the student also follows the teacher's [CLS] states, layer by layer.
 
     python -m recipes.patient_kd --teacher.path bert-base-uncased --pkd.layer_map skip \
         --task.name rte --output_dir out

@@ -1,4 +1,4 @@
-"""TinyBERT: general distillation, then two stages on augmented task text: inner layers first, predictions after.
+r"""TinyBERT: general distillation, then two stages on augmented task text: inner layers first, predictions after.
 
     python -m recipes.tinybert --teacher.path bert-base-uncased --student.preset tinybert4 \
         --general.path "wiki/*.txt" --task.name mrpc --task.augment.vectors glove.6B.300d.txt --output_dir out

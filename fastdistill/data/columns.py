@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from fastdistill.data.rows import open_splits, splits_named
-from fastdistill.data.source import Source, joined
+from fastdistill.data.source import Source, joined, local_files
 from fastdistill.recipe import Kind, Task
 from fastdistill.tasks import TASKS
 
@@ -23,6 +23,7 @@ PAIRS = (
 TEXTS = ("text", "sentence", "tokens")
 LABELS = ("label", "labels")
 TAGS = ("ner_tags", "tags")
+MISSING = ("", "na", "n/a", "null", "none")  # as tables spell it
 SIZES: dict[str, Any] = {"max_length": 128, "validation_size": 500, "test_size": 1000}
 
 
@@ -78,10 +79,11 @@ def _defined(task: Task) -> Task:
     if task.name is None:
         return task
     if task.name not in TASKS:
-        if task.path is None:
+        if task.path is None or local_files(task.path):
             near = get_close_matches(task.name, TASKS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"task.name is {task.name!r}: without task.path choose one of {', '.join(TASKS)}{hint}")
+            otherwise = "leave it out, or " if task.path else "without task.path "
+            raise ValueError(f"task.name is {task.name!r}: {otherwise}choose one of {', '.join(TASKS)}{hint}")
         return replace(task, configuration=task.configuration or task.name)
     definition = TASKS[task.name]
     if task.path is not None and task.path != definition.path:
@@ -142,7 +144,7 @@ def _kind(texts: list[Any], labels: list[Any]) -> Kind:
 
 def _number(label: Any) -> float | None:
     """Its value, 0 where the label is missing; None where it is something else."""
-    if label is None or label == "":
+    if label is None or str(label).strip().casefold() in MISSING:
         return 0.0
     try:
         return 0.0 if math.isnan(number := float(label)) else number

@@ -142,7 +142,8 @@ def check_same_tokens(path: str | Path, tokenizer: Tokenizer) -> None:
     other, vocabulary = load_tokenizer(path), tokenizer.get_vocab()
     if other.get_vocab() != vocabulary:
         raise ValueError(
-            f"{path} and the teacher have tokenizers with different vocabularies: both must read the same token ids"
+            f"{path} and the teacher have tokenizers with different vocabularies, but must read the same token "
+            "ids: take models of one tokenizer"
         )
     words = [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isalpha()][:10]
     for text in (READ_ALIKE, *words, *map(str.capitalize, words)):

@@ -34,12 +34,13 @@ READINGS: list[tuple[list[dict[str, Any]], tuple[str, str | None, str, str]]] = 
      ("sentence1", "sentence2", "label", "regression")),
     ([{"text": "a", "label": x} for x in (1.0, 0.0)], ("text", None, "label", "classification")),
     ([{"text": "a", "label": x} for x in ("1.5", "2")], ("text", None, "label", "regression")),
-    ([{"text": "a", "label": x} for x in ("1.5", "n/a")], ("text", None, "label", "classification")),
+    ([{"text": "a", "label": x} for x in ("1.5", "v2")], ("text", None, "label", "classification")),
     ([{"tokens": ["a", "b"], "pos_tags": [1, 2], "ner_tags": [0, 1]}], ("tokens", None, "ner_tags", "tagging")),
     ([{"tokens": ["a", "b"], "labels": ["O", "B-X"]}], ("tokens", None, "labels", "tagging")),
     ([{"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}], ("text", None, "labels", "multilabel")),
     ([{"text": "a", "label": "3.8"}, {"text": "b", "label": ""}], ("text", None, "label", "regression")),
     ([{"text": "a", "label": 2.5}, {"text": "b", "label": None}], ("text", None, "label", "regression")),
+    ([{"text": "a", "label": "0.5"}, {"text": "b", "label": "n/a"}], ("text", None, "label", "regression")),
     ([{"text": "a", "label": "x"}, {"text": "b", "label": None}], ("text", None, "label", "classification")),
     ([{"text": "a", "label": "1"}, {"text": "b", "label": "nan"}], ("text", None, "label", "classification")),
     ([{"text": "a", "label": [0, 1, 1]}], ("text", None, "label", "multilabel")),
@@ -97,10 +98,12 @@ def test_a_name_defines_a_task_and_options_win() -> None:
 
 
 def test_any_other_name_is_a_configuration(tmp_path: Path) -> None:
-    task, _ = complete(Task(path=write(tmp_path, {"text": "a", "label": 1}), name="plus"))
+    task, _ = complete(Task(path="own/texts", name="plus", text="text", label="label", kind="classification"))
     assert task.configuration == "plus"
     with pytest.raises(ValueError, match=r"task.name is 'sst': without task.path choose one of cola, .*mean sst2\?"):
         complete(Task(name="sst"))
+    with pytest.raises(ValueError, match=r"task.name is 'sst-2': leave it out, or choose one of cola, .*mean sst2\?"):
+        complete(Task(path=write(tmp_path, {"text": "a", "label": 1}), name="sst-2"))
 
 
 def test_the_configuration_and_revision_reach_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
