@@ -87,6 +87,7 @@ def section(found: dict[str, Any]) -> str:
                 lines += [_sizes(table, run), scores(found, table, tasks, run), ""]
             if table["against"] in run and len(run) > 1:
                 lines += [verdicts(found, table, tasks, run), ""]
+            lines += _ends(found, table, student, run)
             lacking = [task for task in table["tasks"] if task not in tasks] if run else []
             lacking += [_title(found, row) for row in rows if row not in run] if run else []
             if lacking or not run:
@@ -145,6 +146,25 @@ def verdicts(found: dict[str, Any], table: dict[str, Any], tasks: list[str], row
             cells += [_verdict(row["average"], table["seeds"])] if average else []
             lines.append(f"| {_title(found, key)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _ends(found: dict[str, Any], table: dict[str, Any], student: str, rows: dict[str, Any]) -> list[str]:
+    """Which runs of a table did best with the highest or the lowest rate that was tried."""
+    rates, said = found["config"]["learning_rates"], []
+    for end, rate in {"highest": max(rates), "lowest": min(rates)}.items():
+        chosen = {
+            (run["row"], run["task"]): None
+            for run in found["runs"]
+            if run["student"] == student and run["seed"] in table["seeds"] and run["learning_rate"] == rate
+        }
+        mine = {row: [task for task in table["tasks"] if (row, task) in chosen] for row in rows}
+        names = [f"{_title(found, row)} ({', '.join(tasks)})" for row, tasks in mine.items() if tasks]
+        said += [f"the {end} in {'; '.join(names)}"] if names else []
+    if not said or len(rates) == 1:
+        return []
+    return [
+        f"Of the rates tried, on the validation rows the best was {', and '.join(said)}: one beyond might do better.\n"
+    ]
 
 
 def _title(found: dict[str, Any], key: str) -> str:

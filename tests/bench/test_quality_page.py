@@ -163,3 +163,21 @@ def test_the_page_holds_every_experiment(tmp_path: Path, monkeypatch: pytest.Mon
     text = page.render()
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## full", "## small"]
     assert "yet" not in text
+
+
+def test_rates_at_an_end_of_those_tried_are_said() -> None:
+    def run(row: str, task: str, rate: float, **other: Any) -> dict[str, Any]:
+        return {"row": row, "student": "4x384", "task": task, "seed": 1, "learning_rate": rate} | other
+
+    ends = copy.deepcopy(FOUND)
+    ends["config"]["learning_rates"] = [5e-5, 1e-4, 2e-4]
+    ends["runs"] = [
+        run("control", "rte", 1e-4), run("control", "stsb", 2e-4), run("tiny", "rte", 2e-4), run("tiny", "stsb", 5e-5),
+        run("tiny", "stsb", 2e-4, student="4x192"), run("control", "rte", 2e-4, seed=3), run("other", "rte", 2e-4),
+    ]  # fmt: skip
+    assert (
+        "\n\nOf the rates tried, on the validation rows the best was the highest in gold labels (stsb); tiny (rte), "
+        "and the lowest in tiny (stsb): one beyond might do better.\n\nNot run: other.\n"
+    ) in page.section(ends)
+    ends["runs"] = [run("control", "rte", 1e-4)]
+    assert "Of the rates" not in page.section(ends)
