@@ -7,8 +7,9 @@ finetune  the teacher learns the task (left out when --teacher.finetuned names o
 kd        soft labels at temperature 2, and gold labels; the student starts from the teacher's first layers
 control   the same student on gold labels alone
 
-Result (docs/results.md): four layers of e5-small (3, 6, 9 and 12), 800 steps on MRPC, 4 minutes on two threads of a
-Xeon: F1 81.7, where the teacher has 89.6, gold labels alone lead to 81.8 and always the same answer to 81.2.
+Result (docs/results.md): four layers of e5-small (3, 6, 9 and 12), 800 steps on the task, 5 to 6 minutes on one
+thread of an EPYC: RTE 53.1, MRPC (F1) 81.9, CoLA 16.7, STS-B 62.1, where gold labels alone lead to 53.4, 80.6, 14.2
+and 63.3, the teacher has 61.7, 88.7, 39.2 and 89.1.
 """
 
 from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main

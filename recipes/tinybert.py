@@ -15,8 +15,8 @@ prediction    soft labels, augmented task text
 control       the same student on gold labels alone
 
 Result (docs/results.md), without augmentation: four layers of e5-small, 384 wide, 1,000 steps on general text and 800
-on MRPC, 17 minutes on two threads of a Xeon: F1 86.3, where the teacher has 89.6, gold labels alone lead to 81.8 and
-always the same answer to 81.2.
+on the task, 34 minutes on one thread of an EPYC: RTE 57.4, MRPC (F1) 86.4, CoLA 24.9, STS-B 84.9, where gold labels
+alone lead to 53.4, 80.6, 14.2 and 63.3, the teacher has 61.7, 88.7, 39.2 and 89.1.
 """
 
 from dataclasses import replace
