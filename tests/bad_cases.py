@@ -143,7 +143,7 @@ CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
     ),
     "fine-tuned on classes of other names": (
         lambda r, t: replace(r, teacher=replace(r.teacher, finetuned=str(classifier(t, "good", "bad")))),
-        ("['good', 'bad']", "['negative', 'positive']", "--task.label_names"),
+        ("['good', 'bad']", "['negative', 'positive']", "id2label"),
     ),
     "empty text": (lambda r, t: task_file(r, t, "text,label\n" + ROWS + ",positive\n"), ("17", "text")),
     "not UTF-8": (

@@ -58,7 +58,7 @@ def test_what_is_found_in_the_data_is_said(world: Path, tmp_path: Path, capsys: 
         (["--task.augment.copies=0"], "task.augment.copies is 0"),
         (["--task.augment.vectors=gone.txt"], "there is no file gone.txt"),
         (["--task.text=sentence"], "no column 'sentence'"),
-        (["--device=tpu"], "Got value: tpu"),
+        (["--device=tpu"], "device is 'tpu': choose from auto, cpu, cuda"),
         (["--teacher=null"], '"teacher"'),
         (["--teacher.path=null"], "no teacher is named"),
     ],
