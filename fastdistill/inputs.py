@@ -17,6 +17,7 @@ from fastdistill.checks import GENERAL
 from fastdistill.data.augment import Augmented, load_augmented
 from fastdistill.data.columns import complete
 from fastdistill.data.corpus import load_corpus
+from fastdistill.data.labels import Classes
 from fastdistill.data.masking import Masking
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.data.rows import Rows
@@ -28,8 +29,6 @@ from fastdistill.models.reduction import teacher_basis
 from fastdistill.recipe import HeadKind, Kind, Recipe, Stage
 from fastdistill.roles import load_models, named
 from fastdistill.step import Runtime
-
-MOST_SHOWN = 10  # class names
 
 
 @dataclass
@@ -161,9 +160,8 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     task = load_task(recipe.task, tokenizer, recipe.seed) if recipe.task.path is not None else None
     if task is not None:
         said += task.said
-        if names := task.label_names:
-            shown = [*map(repr, names[:MOST_SHOWN]), *["..."] * (len(names) > MOST_SHOWN)]
-            said.append(f"task: {len(names)} classes: {', '.join(shown)}")
+        if task.label_names:
+            said.append(f"task: {Classes(task.label_names)}")
         recipe = replace(recipe, task=replace(recipe.task, label_names=task.label_names))
         metrics_of(recipe.task)  # tags are known only now
     general = any(stage.data in GENERAL for stage in models.stages.values())

@@ -123,9 +123,9 @@ def main(argv: list[str] | None = None) -> None:
                 path.write_text(json.dumps(collected, indent=1) + "\n")
                 print(f"{path}: {len(collected['runs'])} runs; python -m bench.table writes the page")
             return
-        if not options.list and not (options.data and options.data.is_dir()):
-            raise ValueError(f"there is no data at {options.data}: pass --data FOLDER")
         if not options.list:
+            if not (options.data and options.data.is_dir()):
+                raise ValueError(f"there is no data at {options.data}: pass --data FOLDER")
             work.check_data(options.data, with_needs(job for found in jobs.values() for job in found))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -153,7 +153,7 @@ def _ends(found: dict[str, Any], table: dict[str, Any], student: str, rows: dict
     rates, said = found["config"]["learning_rates"], []
     for end, rate in {"highest": max(rates), "lowest": min(rates)}.items():
         chosen = {
-            (run["row"], run["task"]): None
+            (run["row"], run["task"])
             for run in found["runs"]
             if run["student"] == student and run["seed"] in table["seeds"] and run["learning_rate"] == rate
         }
