@@ -279,6 +279,14 @@ def divide(
     rng = np.random.default_rng(seed)
     if test is None and validation is not None:
         validation, test = None, validation
+    sizes = {"task.test_size": task.test_size} if test is None else {}
+    sizes |= {"task.validation_size": task.validation_size} if validation is None else {}
+    total = len(train.texts)
+    if min(sizes.values(), default=1) < 1 or sum(sizes.values()) > total // 2:
+        raise ValueError(
+            f"{' and '.join(f'{option}={size}' for option, size in sizes.items())} rows cannot be set aside from the "
+            f"{total} rows of train: choose at least 1, and not more than {total // 2} together"
+        )
     if test is None:
         train, test = _set_aside(train, task.test_size, "task.test_size", rng, ranks)
     if validation is None:
@@ -293,10 +301,6 @@ def _set_aside(rows: Rows, size: int, option: str, rng: np.random.Generator, ran
     some more than `size`. Classes in another order leave them the same rows.
     """
     total = len(rows.texts)
-    if not 0 < size <= total // 2:
-        raise ValueError(
-            f"{option}={size} rows cannot be set aside from the {total} rows of train: choose from 1 to {total // 2}"
-        )
     taken = np.zeros(total, bool)
     if rows.groups is not None:
         names, group = np.unique(rows.groups, return_inverse=True)
