@@ -12,7 +12,8 @@ import traceback
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -30,7 +31,7 @@ class Parser(ArgumentParser):
     """jsonargparse's parser, whose errors name the nearest known option in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = _of_value(message) or f"{message.strip()}{_nearest(message, list(self.get_defaults().keys()))}"
+        message = self._told(message.strip())
         if not self.exit_on_error:
             raise ArgumentError(None, message) from ex
         if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
@@ -38,24 +39,59 @@ class Parser(ArgumentParser):
             print(f"see python -m {self.prog} --help for every option", file=sys.stderr)
         sys.exit(2)
 
+    def _told(self, message: str) -> str:
+        """What jsonargparse has to say, in a sentence of ours where it is known."""
+        known = list(self.get_defaults().keys())
+        inner = re.search(r"Problem with given class_path .*?:\n\s*(.*)", message)  # told by the group's own parser
+        where = re.match(r'Parser key "([^"]+)":', message)
+        if where is None:
+            return message + _nearest(message, known)
+        option = where[1]
+        if inner:
+            return f"{option}: {inner[1]}"
+        value = re.search(r"Unable to load config '(.*)'", message)
+        if value and any(name.startswith(f"{option}.") for name in known):
+            return f"{option} is {value[1]!r}: {GROUP}"
+        hints = [getattr(action, "_typehint", None) for action in self._actions if action.dest == option]
+        told = _of_value(message, option, hints[0]) if hints else None
+        return told or message + _nearest(message, known)
 
-TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "a list"}
-TYPES |= {"list": "a list", "dict": "a mapping such as '{a: [1, 2]}'"}
+
+GROUP = "it is a group of options, give some of them under it or leave it out"
+ONE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+SEVERAL = {int: "whole numbers", float: "numbers", str: 'texts, such as ["a", "b"]', list: "lists, such as {a: [1, 2]}"}
 
 
-def _of_value(message: str) -> str | None:
-    """What `message` says of a value of the wrong type, in one sentence; None where it says something else."""
-    where = re.search(r'Parser key "([^"]+)":', message)
-    given = re.search(r"^.*(?:Got|Given) value: (.*)", message, re.M | re.S)
-    wanted = re.findall(r"Expected a (?:typing\.Literal\[(.*?)\]|<class '(\w+)'>)", message)
-    choices = [choice for literal, _ in wanted for choice in re.findall(r"'([^']*)'", literal)]
-    kinds = [TYPES[name] for _, name in wanted if name in TYPES]
-    if not (where and given and (choices or kinds)):
+def _of_value(message: str, option: str, hint: Any) -> str | None:
+    """What `message` says of a value that is not of the type `hint`, in one sentence; None if it says nothing such."""
+    wanted, choices = _wanted(hint)
+    given = re.search(r"^.*(Got|Given) value: (.*)", message, re.M | re.S)
+    if not (wanted and given and "Expected" in message):
         return None
-    value = given[1].strip()
-    near = difflib.get_close_matches(value, choices, n=1)
-    remedy = " or ".join([f"choose from {', '.join(choices)}"] * bool(choices) + [f"give {kind}" for kind in kinds])
-    return f"{where[1]} is {value!r}: {remedy}{f'; did you mean {near[0]}?' if near else ''}"
+    outer = get_origin(hint)
+    inside = given[1] == "Got" and outer in (tuple, dict) and f"'{outer.__name__}'" not in message
+    near = difflib.get_close_matches(given[2].strip(), choices, n=1)
+    return (
+        f"{option} {'holds' if inside else 'is'} {given[2].strip()!r}: {wanted}"
+        f"{f'; did you mean {near[0]}?' if near else ''}"
+    )
+
+
+def _wanted(hint: Any) -> tuple[str, tuple[str, ...]]:
+    """What to do for a value of this type, in words, and what there is to choose from."""
+    outer, inner = get_origin(hint), get_args(hint)
+    if outer in (Union, UnionType):
+        remedies, choices = zip(*map(_wanted, inner), strict=True)
+        return " or ".join(filter(None, remedies)), sum(choices, ())
+    if outer is Literal:
+        return f"choose from {', '.join(inner)}", inner
+    if outer is tuple:
+        return f"give a list of {SEVERAL[inner[0]]}", ()
+    if outer is dict:
+        return f"give a mapping of names to {SEVERAL.get(inner[1], 'options')}", ()
+    if dataclasses.is_dataclass(hint):
+        return GROUP, ()
+    return (f"give {ONE[hint]}", ()) if hint in ONE else ("", ())
 
 
 def _nearest(message: str, known: list[str]) -> str:
@@ -171,7 +207,7 @@ def _instantiated(parser: Parser, config: Namespace) -> Namespace:
     groups = {name.rpartition(".")[0] for name in list(parser.get_defaults().keys())} - {""}
     for group in sorted(group for group in groups if not group.endswith("init_args")):  # of an absent assistant
         if not isinstance(value := config.get(group), Namespace):
-            parser.error(f"{group} is {value!r}: it is a group of options, give some of them under it or leave it out")
+            parser.error(f"{group} is {value!r}: {GROUP}")
     return parser.instantiate(config)
 
 

@@ -154,17 +154,19 @@ def _check_objectives(
 
 def _of_control(stages: dict[str, Stage]) -> list[str]:
     """What is to be said where the control, which takes the steps of the stages on task data, has other batches."""
-    alike = ("tokens_per_batch", "gradient_accumulation_steps")
     if "control" not in stages:
         return []
-    return [
-        f"control: {option} is {own}, that of stage {name} is {other}: as many steps are not as much text; for "
-        f"the same set --control.{option} {other}"
-        for name, stage in stages.items()
-        for option in alike
-        if name not in ("finetune", "control") and stage.data in ("task", "augmented")
-        if (own := getattr(stages["control"], option)) != (other := getattr(stage, option))
-    ]
+    said = []
+    on_task = [s for n, s in stages.items() if n not in ("finetune", "control") and s.data in ("task", "augmented")]
+    for option in ("tokens_per_batch", "gradient_accumulation_steps"):
+        own, others = getattr(stages["control"], option), {getattr(stage, option) for stage in on_task}
+        if others - {own}:
+            remedy = f"; for the same set --control.{option} {min(others)}" if len(others) == 1 else ""
+            said.append(
+                f"control: {option} is {own}, that of the stages on task data {' or '.join(map(str, sorted(others)))}: "
+                f"as many steps are not as much text{remedy}"
+            )
+    return said
 
 
 def _check_alike(path: str, other: Encoder, first: Encoder) -> None:

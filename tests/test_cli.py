@@ -108,8 +108,19 @@ def test_unknown_yaml_key_is_refused_with_the_nearest_name(
         (["--seed", "x"], "seed is 'x': give a whole number"),
         (["--task.max_length", "long"], "task.max_length is 'long': give a whole number"),
         (["--tsd.losses.soft", "a lot"], "tsd.losses.soft is 'a lot': give a number"),
-        (["--task.label_names", "3"], "task.label_names is '3': give a list"),
-        (["--sweep", "3"], "sweep is '3': give a mapping such as"),
+        (["--task.label_names", "3"], "task.label_names is '3': give a list of texts, such as"),
+        (["--task.label_names", "a"], "task.label_names is 'a': give a list of texts, such as"),
+        (["--task.label_names", "[1, 0]"], r"task.label_names is '\[1, 0\]': give a list of texts, such as"),
+        (["--teacher.weights", "[a]"], """teacher.weights is "\\['a'\\]": give a list of numbers"""),
+        (["--sweep", "3"], "sweep is '3': give a mapping of names to lists, such as {a:"),
+        (["--sweep", "{tsd.epochs: 3}"], """sweep is "{'tsd.epochs': 3}": give a mapping of names to lists, such as"""),
+        (["--tsd", "5"], "tsd is '5': it is a group of options, give some"),
+        (["--assistant", "5"], "assistant is '5': it is a group of options, give some"),
+        (["--assistant.num_hidden_layers", "x"], "assistant: num_hidden_layers is 'x': give a whole number"),
+        (
+            ["--assistant.hiden_size", "3"],
+            "assistant: .*'hiden_size' is not accepted; did you mean hidden_size?$",
+        ),
     ],
 )
 def test_a_value_that_an_option_cannot_have_is_told_in_one_line(

@@ -52,8 +52,13 @@ def test_batches_of_the_control_that_are_not_those_of_the_stages_on_the_task_are
     stages["tsd"] = replace(stages["tsd"], tokens_per_batch=7)
     own = recipe.control.tokens_per_batch
     assert _of_control(stages) == [
-        f"control: tokens_per_batch is {own}, that of stage tsd is 7: as many steps are not as much text; for the same "
-        "set --control.tokens_per_batch 7"
+        f"control: tokens_per_batch is {own}, that of the stages on task data 7 or {own}: as many steps are not as "
+        "much text"
+    ]
+    stages["tad"] = replace(stages["tad"], tokens_per_batch=7)
+    assert _of_control(stages) == [
+        f"control: tokens_per_batch is {own}, that of the stages on task data 7: as many steps are not as much text; "
+        "for the same set --control.tokens_per_batch 7"
     ]
     del stages["control"]
     assert _of_control(stages) == []

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
+from glob import glob
 from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -297,11 +298,16 @@ def read_by(jobs: Iterable[Job]) -> set[str]:
     return {path for path in found if path}
 
 
+def lying_at(path: Path) -> list[Path]:
+    """What there is at `path`, or matches it as a glob."""
+    return [path] if path.exists() else sorted(map(Path, glob(str(path), recursive=True)))
+
+
 def placed(recipe: Recipe, *, data: Path, models: Path, output_dir: Path, cache_dir: Path) -> Recipe:
     """`recipe` with its paths made absolute; those that nothing lies at below `data` are Hub ids."""
 
     def below(folder: Path, path: str | None) -> str | None:
-        return str(folder / path) if path and (folder == models or (folder / path).exists()) else path
+        return str(folder / path) if path and (folder == models or lying_at(folder / path)) else path
 
     own = models if recipe.student.path and (models / recipe.student.path).exists() else data  # a part's, or given
     augment = recipe.task.augment

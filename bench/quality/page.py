@@ -62,11 +62,16 @@ def section(found: dict[str, Any]) -> str:
     ]
     again = [task for task, values in found["tasks"].items() if len(values["teacher_scores"]) > 1]
     versions = [f"torch {v.get('torch')}, transformers {v.get('transformers')}" for v in found["versions"]]
+    general = "; steps"
+    if path := config["general"].get("path"):
+        general = (
+            f", general text {Path(path).name}; {budget['general_steps']:,} steps of {budget['general_tokens']:,} "
+            "tokens on general text,"
+        )
     lines = [
         f"## {found['experiment']}\n",
         f"{', '.join(found['machines'])}; {'; '.join(dict.fromkeys(versions))}. "
-        f"Teacher {Path(config['teacher']['path']).name}, general text {Path(config['general']['path']).name}; "
-        f"{budget['general_steps']:,} steps of {budget['general_tokens']:,} tokens on general text, on the tasks "
+        f"Teacher {Path(config['teacher']['path']).name}{general} on the tasks "
         f"{', '.join(f'{task} {steps:,}' for task, steps in budget['task_steps'].items())} of "
         f"{budget['task_tokens']:,} tokens.\n",
         f"Learning rates tried: {_rates(config['teacher']['learning_rates'])} for teachers, "

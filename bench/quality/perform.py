@@ -43,6 +43,7 @@ def perform(job: Job, work: Work, data: Path) -> Result:
     if job.kind == "trial":
         completed, _ = complete(recipe.task)
         check_metric(str(completed.kind), metrics_of(completed)[0])
+    read = {path: digest for path in sorted(read_by([job])) if (digest := digest_of(data / path))}
     start = time.perf_counter()
     report = run(recipe, resume=True)
     space = Workspace.of(recipe)
@@ -52,7 +53,7 @@ def perform(job: Job, work: Work, data: Path) -> Result:
         "stages": [*before, *report["stages"]],
         "parameters": {name: report[name]["parameters"] for name in ("teacher", "student")},
         "recipe": told(job.recipe),
-        "data": {path: digest for path in sorted(read_by([job])) if (digest := digest_of(data / path))},
+        "data": read,
         "versions": report["versions"],
         "machine": device_name(Runtime.of(recipe).device.type),
         "command": f"python -m bench.quality {' '.join(sys.argv[1:])}",

@@ -23,7 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.quality.jobs import Job
+from bench.quality.jobs import Job, lying_at
+from fastdistill.data.source import is_shown
 
 Result = dict[str, Any]
 
@@ -110,13 +111,23 @@ class Work:
         return max((r["seconds"] for r in like), default=0.0)
 
 
-@cache
 def digest_of(path: Path) -> str | None:
-    """Of names and contents of the files at or below `path`, without hidden ones; None where there are none."""
-    names = {file.relative_to(path): file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()}
+    """Of names and contents of the files at or below what lies at `path`, without hidden ones; None without any."""
+    files = {
+        file: file.relative_to(found)
+        for found in lying_at(path)
+        for file in ([found] if found.is_file() else sorted(found.rglob("*")))
+        if file.is_file() and is_shown(file, found)
+    }
     digest = hashlib.sha256()
-    shown = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
-    for name in shown:
-        with names[name].open("rb") as file:
-            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
-    return digest.hexdigest() if shown else None
+    for file, name in files.items():
+        state = file.stat()
+        digest.update(f"{name} {_content_of(file, state.st_size, state.st_mtime_ns)} ".encode())
+    return digest.hexdigest() if files else None
+
+
+@cache
+def _content_of(file: Path, size: int, changed: int) -> str:
+    """The digest of a file, read again where size or time of change are others."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -106,7 +106,7 @@ def _found(task: Task, source: Source) -> Task:
         next(source.read(column, option=option))[column]
         for column, option in ((text, "task.text"), (label, "task.label"))
     )
-    kind = task.kind or _kind(texts, labels)
+    kind = task.kind or _kind(texts, labels, named=task.label_names is not None)
     return replace(task, text=text, pair=pair, label=label, kind=kind)
 
 
@@ -129,15 +129,15 @@ def _readings(task: Task, columns: list[str]) -> list[tuple[str, str | None, str
     return readings
 
 
-def _kind(texts: list[Any], labels: list[Any]) -> Kind:
-    """What labels like these are; decided by the first rows."""
+def _kind(texts: list[Any], labels: list[Any], *, named: bool) -> Kind:
+    """What labels like these are; decided by the first rows, and by whether somebody named classes."""
     kinds = {type(label) for label in labels}
     if dict in kinds:
         return "span"
     if list in kinds:
         return "tagging" if any(isinstance(text, list) for text in texts) else "multilabel"
     numbers = [_number(label) for label in labels]
-    if None not in numbers and any(number % 1 for number in numbers if number is not None):
+    if not named and None not in numbers and any(number % 1 for number in numbers if number is not None):
         return "regression"
     return "classification"
 

@@ -34,18 +34,17 @@ class Classes:
     @cached_property
     def index(self) -> dict[str, int]:
         """Where each label stands, by its name; by its number too where somebody gave the order, and no name is one."""
-        names = self.names or ()
-        places = {name: index for index, name in enumerate(names)}
-        if not self.found and not any(map(_is_whole, names)):
-            places |= {str(index): index for index in range(len(names))}
+        places = {as_text(name): index for index, name in enumerate(self.names or ())}
+        if not self.found and not any(map(_is_whole, places)):
+            places |= {str(index): index for index in range(len(places))}
         return places
 
-    def ranks(self, labels: Sequence[Any]) -> np.ndarray:
-        """``(C,)``: the place of each class among the labels as they are written, which no order of ours moves."""
+    def ranks(self, written: Sequence[str]) -> np.ndarray:
+        """``(C,)``: the place of each class in `written`, the data's own order, which none of ours moves."""
         ranks = np.zeros(len(self.names or ()), np.int64)
-        for rank, name in enumerate(distinct_names(labels)):
-            if name in self.index:
-                ranks[self.index[name]] = rank
+        for rank, name in enumerate(written):
+            if as_text(name) in self.index:
+                ranks[self.index[as_text(name)]] = rank
         return ranks
 
     def __str__(self) -> str:
@@ -59,7 +58,13 @@ def is_hidden(label: Any) -> bool:
         label = label["text"]
     if isinstance(label, list):
         return all(map(is_hidden, label))
-    return label is None or _as_text(label) in ("", HIDDEN)
+    return label is None or as_text(label) in ("", HIDDEN)
+
+
+def as_text(label: Any) -> str:
+    """One spelling per class: whole numbers lose their fraction, for tables turn whole columns into floats."""
+    text = str(label).strip()
+    return text.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
 def distinct_names(labels: Sequence[Any]) -> tuple[str, ...]:
@@ -67,7 +72,7 @@ def distinct_names(labels: Sequence[Any]) -> tuple[str, ...]:
 
     Missing labels, fractions and lists are no names: `class_indices` then reports their rows.
     """
-    names = {_as_text(label) for label in labels if isinstance(label, str | int | float)}
+    names = {as_text(label) for label in labels if isinstance(label, str | int | float)}
     names = {name for name in names if not re.fullmatch(r"|nan|-?\d+\.\d+", name)}
     return tuple(sorted(names, key=int if all(map(_is_whole, names)) else str))
 
@@ -79,12 +84,12 @@ def class_indices(labels: Sequence[Any], classes: Classes, where: str) -> np.nda
         ValueError: a label is missing or is none of the classes.
     """
     for row, label in enumerate(labels, start=1):
-        if label is None or _as_text(label) not in classes.index:
+        if label is None or as_text(label) not in classes.index:
             raise ValueError(
                 f"{where}, row {row}: label {label!r} is none of the {classes}; correct the row, or set "
                 "task.label_names, in the order of their numbers (for numbers to predict, set task.kind to regression)"
             )
-    return np.array([classes.index[_as_text(label)] for label in labels], np.int64)
+    return np.array([classes.index[as_text(label)] for label in labels], np.int64)
 
 
 def width_of_vectors(labels: Sequence[Any], classes: int | None = None) -> int | None:
@@ -122,7 +127,7 @@ def class_vectors(labels: Sequence[Any], classes: Classes, where: str) -> np.nda
         if classes.vectors:
             found = [place for place, x in enumerate(label) if x]
         else:
-            found = [index.get(_as_text(x), -1) for x in label]
+            found = [index.get(as_text(x), -1) for x in label]
         if -1 in found or len(set(found)) < len(found):
             raise ValueError(
                 f"{at} must name each class once, of the {classes}; correct the row, or set task.label_names"
@@ -147,12 +152,12 @@ def tag_indices(
             )
             raise ValueError(f"{where}, row {row} {count} for {len(own)} words; give one tag for each word")
         for number, tag in enumerate(tags, start=1):
-            if tag is None or _as_text(tag) not in classes.index:
+            if tag is None or as_text(tag) not in classes.index:
                 raise ValueError(
                     f"{where}, row {row}: tag {number} is {tag!r}, none of the {classes}; correct the row, or set "
                     "task.label_names"
                 )
-        found.append(np.array([classes.index[_as_text(tag)] for tag in tags], np.int64))
+        found.append(np.array([classes.index[as_text(tag)] for tag in tags], np.int64))
     return found
 
 
@@ -203,12 +208,6 @@ def regression_targets(labels: Sequence[Any], where: str) -> np.ndarray:
 
 def _is_binary(label: list[Any]) -> bool:
     return all(isinstance(x, int | float) and x in (0, 1) for x in label)
-
-
-def _as_text(label: Any) -> str:
-    """One spelling per class: whole numbers lose their fraction, for tables turn whole columns into floats."""
-    text = str(label).strip()
-    return text.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
 def _is_whole(name: str) -> bool:

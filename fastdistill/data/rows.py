@@ -13,6 +13,7 @@ import numpy as np
 from fastdistill.data.labels import (
     Classes,
     answers,
+    as_text,
     class_indices,
     class_vectors,
     distinct_names,
@@ -135,8 +136,10 @@ def classes_of(source: Source, task: Task, labels: list[Any]) -> Classes:
         if given:
             raise ValueError(f"task.label_names is {list(given)}, but a {task.kind} task has no classes: leave it out")
         return Classes()
-    if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
+    if given is not None and (len(given) < 2 or len(set(map(as_text, given))) < len(given)):
         raise ValueError(f"task.label_names is {list(given)}: give two or more names, each once, or leave it out")
+    if declared and not given and len(set(map(as_text, declared))) < len(declared):
+        raise ValueError(f"{source.where} declares classes of one name ({', '.join(declared)}): set task.label_names")
     if given and declared and len(given) != len(declared):
         raise ValueError(
             f"task.label_names has {len(given)} names, {source.where} declares {len(declared)}: {', '.join(declared)}"
@@ -165,6 +168,16 @@ def _same(some: Sequence[str], others: Sequence[str]) -> bool:
     return set(some) == set(others) or (folded == wanted and len(set(folded)) == len(folded))
 
 
+def declared_order(source: Source, task: Task, classes: Classes) -> list[str] | None:
+    """The classes, spelt as the task does, in the order that the data declares; None where it declares no such ones."""
+    assert task.label is not None
+    names, declared = classes.names, source.class_names(task.label)
+    if not (names and declared and _same(declared, names)):
+        return None
+    spelt = {name.casefold(): name for name in names}
+    return [name if name in names else spelt[name.casefold()] for name in declared]
+
+
 def read_rows(source: Source, task: Task, labels: list[Any], classes: Classes, origin: str) -> Rows:
     """The rows of a split, of which the labels were read already; without those that have no words (tagging).
 
@@ -176,10 +189,7 @@ def read_rows(source: Source, task: Task, labels: list[Any], classes: Classes, o
     texts = (_read_words if task.kind == "tagging" else read_texts)(source, task.text, "task.text")
     pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair", may_lack=task.kind != "span")
     groups = None if task.group is None else np.array([str(x) for x in read_column(source, task.group, "task.group")])
-    names, declared = classes.names, source.class_names(task.label)
-    if names and declared and _same(declared, names):  # numbers are positions in the data's own order
-        spelt = {name.casefold(): name for name in names}
-        own = [name if name in names else spelt[name.casefold()] for name in declared]
+    if own := declared_order(source, task, classes):  # numbers are positions in it
         labels = [_named(label, own) for label in labels]
     found = _read_labels(task, labels, texts, pairs, classes, source.where)
     rows = Rows(texts, pairs, found, origin, groups)

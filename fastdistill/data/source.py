@@ -95,6 +95,8 @@ class Source:
 def local_files(path: str) -> list[Path]:
     """The files that `path` (a file, glob or folder) stands for, sorted; none where it can only be a Hub id.
 
+    Hidden ones below a folder are left out.
+
     Raises:
         FileNotFoundError: `path` is a path by its looks, but nothing is there.
         ValueError: a file is of an unknown format.
@@ -104,7 +106,7 @@ def local_files(path: str) -> list[Path]:
         _format(where)
         return [where]
     if where.is_dir():
-        inside = sorted(p for p in where.rglob("*") if p.is_file() and suffix(p) in FORMATS)
+        inside = [p for p in sorted(where.rglob("*")) if p.is_file() and suffix(p) in FORMATS and is_shown(p, where)]
         if not inside:
             raise FileNotFoundError(f"the folder {path} holds no file of text ({KNOWN})")
         return inside
@@ -118,6 +120,11 @@ def local_files(path: str) -> list[Path]:
     if not looks_like_hub_id or (where.parent != Path() and where.parent.is_dir()):
         raise FileNotFoundError(f"no such file or folder: {path}; check the path, or that the glob matches something")
     return []
+
+
+def is_shown(file: Path, folder: Path) -> bool:
+    """Whether neither `file` nor a folder that it lies in, below `folder`, is hidden: editors keep old copies there."""
+    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def from_files(files: list[Path]) -> Source:

@@ -10,12 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from fastdistill.data.columns import complete, train_split
 from fastdistill.data.gold import Gold
+from fastdistill.data.labels import distinct_names
 from fastdistill.data.packing import NO_LABEL, Sequences
 from fastdistill.data.rows import (
     SOURCE,
     VALIDATION,
     Rows,
     classes_of,
+    declared_order,
     divide,
     labelled_rows,
     open_splits,
@@ -95,13 +97,14 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
             f"{train_source.where} has the column {SOURCE}, so that rows of it are copies of one another, and none can "
             "be set aside: put files of validation and test rows beside it, that nothing was copied from"
         )
+    written = declared_order(train_source, task, classes) or distinct_names(train_labels)
     train, validation, test = divide(
         train,
         next(iter(validations.values()), None),
         next(iter(tests.values()), None),
         task,
         seed if task.split_seed is None else task.split_seed,
-        classes.ranks(train_labels) if task.kind == "classification" else np.zeros(0, np.int64),
+        classes.ranks(written) if task.kind == "classification" else np.zeros(0, np.int64),
     )
     _check_variety(train, task, names, train_source.where)
     more = dict(list((tests or validations).items())[1:])

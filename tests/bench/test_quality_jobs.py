@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bench.quality.config import read, recipe_of
 from bench.quality.jobs import FINETUNE, Job, Row, all_jobs, placed, read_by, resolved, with_needs
 from bench.quality.work import Work, digest_of
 from bench.table import ROOT
-from fastdistill import Student, Task
+from fastdistill import Corpus, Student, Task
 from tests.tiny_quality import CONFIG, start
 
 
@@ -71,7 +72,10 @@ def test_nothing_to_collect_is_said(data: Path, tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("epochs: 3", "epoch: 3", "epoch"),
-        ("max_length: 16, validation_size", "max_len: 16, validation_size", "max_len"),
+        ("max_length: 16, validation_size", "max_len: 16, validation_size", r"did you mean max_length\?$"),
+        ("reviews: 6, ", "reviews: x, ", "task_steps holds 'x': give a mapping of names to whole numbers"),
+        ("learning_rates: [5e-5, 5e-3]\ncommon", "learning_rates: [x]\ncommon", "rates holds 'x': give a list"),
+        ("learning_rates: [5e-5, 5e-3]\ncommon", "learning_rates: 1\ncommon", "learning_rates is '1': give a list"),
         ("common: {", "common: {sead: 1, ", "common has 'sead': choose from"),
         ("common:", "comon:", "did you mean common"),
         ("shares: {ged: 2}", "shares: {gedd: 2}", r"shares has 'gedd': choose from gd, ged, tad, tsd"),
@@ -194,6 +198,16 @@ def test_a_student_of_the_experiment_lies_below_the_data_and_that_of_a_part_belo
         assert recipe.student.path == str(tmp_path / folder / path)
 
 
+def test_a_glob_lies_below_the_data(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a")
+    for path, expected in (("*.txt", f"{tmp_path}/*.txt"), ("*.csv", "*.csv"), ("none", "none")):
+        recipe = placed(
+            replace(recipe_of(FINETUNE), general=Corpus(path=path)), data=tmp_path, models=tmp_path / "jobs",
+            output_dir=tmp_path, cache_dir=tmp_path,
+        )  # fmt: skip
+        assert recipe.general.path == expected
+
+
 def test_what_jobs_read(tmp_path: Path) -> None:
     augmented = "task: {augment: {model: m, vectors: v.txt}}, tsd: {data: augmented}"
     mine = CONFIG.replace("{num_hidden_layers: 2, hidden_size: 12}", "{path: mine}")
@@ -228,6 +242,16 @@ def test_a_digest_is_of_names_and_contents_that_are_not_hidden(tmp_path: Path) -
     one, two = (digest_of(tmp_path / "swapped" / "a" / name) for name in ("train.csv", "b/more.csv"))
     assert None is not one != two
     assert digest_of(tmp_path / "none") is None
+    assert None is not digest_of(tmp_path / "first" / "a" / "*.csv") != digest_of(tmp_path / "first" / "a" / "**/*.csv")
+
+
+def test_a_digest_is_of_what_a_file_holds_now(tmp_path: Path) -> None:
+    digests = set()
+    for changed, text in enumerate(["0,1", "1,0"]):
+        (tmp_path / "train.csv").write_text(text)
+        os.utime(tmp_path / "train.csv", ns=(changed, changed))
+        digests.add(digest_of(tmp_path))
+    assert len(digests) == 2
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:

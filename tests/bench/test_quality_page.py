@@ -152,6 +152,8 @@ def test_the_setting_is_said() -> None:
     once = copy.deepcopy(FOUND)
     once["tasks"]["rte"]["teacher_scores"] = [0.72]
     assert "more than once" not in page.section(once)
+    once["config"]["general"] = {}
+    assert "Teacher big; steps on the tasks rte 600, stsb 700 of 512 tokens." in page.section(once)
 
 
 def test_the_page_holds_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,3 +167,10 @@ def test_class_names_of_lists_are_the_data_sets_own(tmp_path: Path) -> None:
     rows = {"tokens": [["a"]], "tags": [[1]]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     assert open_splits(Task(path=str(tmp_path)))["train"].class_names("tags") == ("O", "B-X")
+
+
+def test_numbers_of_named_classes_are_no_targets(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": "1.5"}\n{"text": "b", "label": "2.0"}\n')
+    task = Task(path=str(tmp_path))
+    kinds = [complete(replace(task, label_names=names))[0].kind for names in (None, ("1.5", "2.0"))]
+    assert kinds == ["regression", "classification"]

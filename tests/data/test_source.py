@@ -144,6 +144,18 @@ def test_a_name_inside_a_local_folder_is_a_missing_file(tmp_path: Path, monkeypa
         local_files("data/texts")
 
 
+def test_hidden_copies_below_a_folder_are_left_out(tmp_path: Path) -> None:
+    shown = tmp_path / ".home" / "train.csv"
+    for file in (
+        shown,
+        tmp_path / ".home" / ".ipynb_checkpoints" / "train-checkpoint.csv",
+        tmp_path / ".home/._train.csv",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("text,label\na,0\n")
+    assert local_files(str(tmp_path / ".home")) == [shown]
+
+
 def test_csv_files_of_one_folder_have_one_header(tmp_path: Path) -> None:
     written(tmp_path / "a.csv", "text,label\na,1\n")
     written(tmp_path / "b.csv", "sentence,label\nb,1\n")
