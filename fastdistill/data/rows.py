@@ -172,8 +172,10 @@ def declared_order(source: Source, task: Task, classes: Classes) -> list[str] | 
     """The classes, spelt as the task does, in the order that the data declares; None where it declares no such ones."""
     assert task.label is not None
     names, declared = classes.names, source.class_names(task.label)
-    if not (names and declared and _same(declared, names)):
+    if not (names and declared):
         return None
+    if not _same(declared, names):  # renamed, in the data's order
+        return list(names) if len(names) == len(declared) and not classes.found else None
     spelt = {name.casefold(): name for name in names}
     return [name if name in names else spelt[name.casefold()] for name in declared]
 
