@@ -142,7 +142,7 @@ class Task:
         validation_size: rows set aside from train for choices, where the data has no split left for that; default 500.
         split_seed: decides which rows are set aside; default the run's seed.
         test_size: rows set aside from train for the reported figures, where the data has no split for that; default
-            1,000. Together with validation_size at most half of train.
+            1,000.
         augment: how the rows of train are multiplied, for stages with `data: augmented`.
     """
 

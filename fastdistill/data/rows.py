@@ -293,12 +293,15 @@ def divide(
         validation, test = None, validation
     sizes = {"task.test_size": task.test_size} if test is None else {}
     sizes |= {"task.validation_size": task.validation_size} if validation is None else {}
-    total = len(train.texts)
-    if min(sizes.values(), default=1) < 1 or sum(sizes.values()) > total // 2:
-        raise ValueError(
-            f"{' and '.join(f'{option}={size}' for option, size in sizes.items())} rows cannot be set aside from the "
-            f"{total} rows of train: choose at least 1, and not more than {total // 2} together"
-        )
+    left = total = len(train.texts)
+    for size in sizes.values():
+        if not 0 < size <= left // 2:
+            second = ", then at most half of what is left" if len(sizes) > 1 else ""
+            raise ValueError(
+                f"{' and '.join(f'{option}={size}' for option, size in sizes.items())} rows cannot be set aside from "
+                f"the {total} rows of train: choose from 1 to {total // 2}{second}"
+            )
+        left -= size
     if test is None:
         train, test = _set_aside(train, task.test_size, "task.test_size", rng, ranks)
     if validation is None:

@@ -115,28 +115,30 @@ def test_rows_set_aside_are_decided_by_the_seed_and_stratified(
         assert [data.label_names[label] for label in split.labels] == [by_text[text] for text in texts(split)]
 
 
-@pytest.mark.parametrize(("test_size", "validation_size"), [(20, 1), (1, 20), (0, 1), (1, 0)])
+@pytest.mark.parametrize(("test_size", "validation_size"), [(21, 1), (20, 11), (0, 1), (1, 0)])
 def test_too_few_rows_to_set_aside(
     test_size: int, validation_size: int, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     task = Task(path=write(tmp_path, train=TRAIN), validation_size=validation_size, test_size=test_size)
     fault = (
         f"task.test_size={test_size} and task.validation_size={validation_size} rows cannot be set aside from the 40 "
-        "rows of train: choose at least 1, and not more than 20 together"
+        "rows of train: choose from 1 to 20, then at most half of what is left"
     )
     with pytest.raises(ValueError, match=fault):
         load_task(task, tokenizer, seed=0)
 
 
-def test_half_of_the_rows_may_be_set_aside(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    task = Task(path=write(tmp_path, train=TRAIN), validation_size=12, test_size=8)
-    assert sizes(load_task(task, tokenizer, seed=0)) == (20, 12, 8)
+def test_half_of_the_rows_and_half_of_the_rest_may_be_set_aside(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    task = Task(path=write(tmp_path, train=TRAIN), validation_size=10, test_size=20)
+    assert sizes(load_task(task, tokenizer, seed=0)) == (10, 10, 20)
 
 
 def test_only_rows_that_a_split_is_without_are_set_aside(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     task = Task(path=write(tmp_path, train=TRAIN, test=TEST), validation_size=21, test_size=0)
-    fault = r"task\.validation_size=21 rows cannot be set aside from the 40 rows of train"
-    with pytest.raises(ValueError, match=f"^{fault}"):
+    fault = r"task\.validation_size=21 rows cannot be set aside from the 40 rows of train: choose from 1 to 20"
+    with pytest.raises(ValueError, match=f"^{fault}$"):
         load_task(task, tokenizer, seed=0)
     assert sizes(load_task(dataclasses.replace(task, validation_size=20), tokenizer, seed=0))[:2] == (20, 20)
 

@@ -59,7 +59,7 @@ def test_what_is_found_in_the_data_is_said(world: Path, tmp_path: Path, capsys: 
         (["--task.augment.vectors=gone.txt"], "there is no file gone.txt"),
         (["--task.text=sentence"], "no column 'sentence'"),
         (["--device=tpu"], "device is 'tpu': choose from auto, cpu, cuda"),
-        (["--teacher=null"], '"teacher"'),
+        (["--teacher=null"], "teacher is 'null': it is a group of options"),
         (["--teacher.path=null"], "no teacher is named"),
     ],
 )
