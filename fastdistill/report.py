@@ -88,6 +88,7 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path, dev
     length = min(64, inputs.student.max_length)
     latency = latency_ms(plain, batch_size=8, length=length)
     models: Report = {}
+    comparable = headed["teacher"] and inputs.kind != "regression" and not recipe.task.group
     predictions: dict[str, Any] = {}
     for name, path in folders.items():
         result = Path(path) / "result.json" if name != "teacher" else space.teacher / "result.json"
@@ -101,10 +102,10 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path, dev
             "parameters": plain[name].num_parameters(),
             "latency_ms": round(latency[name], 3),
         }
-        if task is not None and headed[name]:
+        if task is not None and headed[name] and comparable:
             predictions[name] = predict(inputs.load_headed(path).to(device), task.test, device)
     for name in ("student", "control"):
-        if name in predictions and "teacher" in predictions and inputs.kind != "regression" and not recipe.task.group:
+        if name in predictions:
             models[name]["agreement"] = agreement(predictions[name], predictions["teacher"])
     teacher, small = models["teacher"], models["student"]
     return {
