@@ -129,6 +129,14 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
 
 
+def take_fitting(module: nn.Module, path: Path) -> None:
+    """Load those tensors of a file, where there is one, whose names and shapes the module has."""
+    if path.exists():
+        own = module.state_dict()
+        fitting = {k: v for k, v in load_file(path).items() if k in own and own[k].shape == v.shape}
+        module.load_state_dict(own | fitting)
+
+
 class Checkpoints:
     """The numbered checkpoints of one stage; only the newest is kept."""
 

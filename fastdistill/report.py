@@ -118,11 +118,15 @@ def measure(recipe: Recipe, inputs: Inputs, space: Workspace, student: Path, dev
         "data": inputs.data_counts(),
         "latency": {"batch_size": 8, "length": length, "threads": torch.get_num_threads(), "cpu": cpu_name()},
         "seed": recipe.seed,
-        "versions": {"fastdistill": __version__}
-        | {name: version(name) for name in ("torch", "transformers", "datasets", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "recipe": dataclasses.asdict(recipe),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the figures."""
+    packages = {name: version(name) for name in ("torch", "transformers", "datasets", "numpy")}
+    return {"fastdistill": __version__, **packages, "python": platform.python_version()}
 
 
 def _original_teacher(recipe: Recipe, space: Workspace) -> Report:

@@ -9,7 +9,8 @@ import dataclasses
 import json
 import shutil
 import zlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastdistill import assistant, ranks, report
-from fastdistill.checkpoint import Checkpoints, Progress, publish, weights
+from fastdistill.checkpoint import Checkpoints, Progress, publish, take_fitting, weights
 from fastdistill.checks import check_values, plain
 from fastdistill.data.packing import Loader
 from fastdistill.evaluate import EVALUATION_TOKENS, predict, probe
@@ -58,6 +59,15 @@ def run(
         FloatingPointError: a loss became NaN or infinite; the last good checkpoint is kept.
         OSError: something could not be read or written; the last good checkpoint is kept.
     """
+    with opened(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage) as runner:
+        return runner.run()
+
+
+@contextmanager
+def opened(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, from_stage: str | None = None
+) -> Iterator[Runner]:
+    """What `run` runs, all of it checked and its output directory held; with an assistant, that has been distilled."""
     quiet()
     recipe = plain(recipe)
     ranks.join()
@@ -88,7 +98,7 @@ def run(
             log.say(line)
         for part, counts in inputs.data_counts().items():
             log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")
-        return Runner(inputs.recipe, inputs, space, log, runtime).run()
+        yield Runner(inputs.recipe, inputs, space, log, runtime)
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -112,10 +122,7 @@ class Runner:
     def run(self) -> report.Report:
         """All of them, in order."""
         self.finetune_teacher()
-        folder = self.make_initial_student()
-        for name, stage in self.recipe.stages.items():
-            if not stage.skip:
-                folder = self.distil(name, stage, start=folder)
+        folder = self.train_student()
         self.train_control()
 
         def close() -> report.Report:
@@ -136,6 +143,14 @@ class Runner:
             assert self.recipe.teacher.path is not None, "one of the two is named; inputs are checked"
             teacher = self._load_headed(self.recipe.teacher.path, "fresh", self.inputs.kind)
             self._train("finetune", stage, teacher, [], folder)
+
+    def train_student(self) -> Path:
+        """The distillation stages, from the initial student to the folder of the last."""
+        folder = self.make_initial_student()
+        for name, stage in self.recipe.stages.items():
+            if not stage.skip:
+                folder = self.distil(name, stage, start=folder)
+        return folder
 
     def make_initial_student(self) -> Path:
         """The student before any training; the control starts from it too."""
@@ -208,7 +223,7 @@ class Runner:
         length = max_length(self.recipe, stage)
         objective = Objective(stage.losses, layers, student, teacher, kind=self.inputs.head(stage), max_length=length)
         if start is not None:
-            _take_projections(objective, start)
+            take_fitting(objective, start / "objective.safetensors")  # projections
         for module in (*teachers, objective, student):
             module.to(self.runtime.device)
         if self.recipe.torch_compile:
@@ -333,12 +348,3 @@ class Runner:
             (to / "result.json").write_text(json.dumps(result, indent=1))
 
         publish(folder, write)
-
-
-def _take_projections(objective: Objective, folder: Path) -> None:
-    """Go on with the projections of the stage before, where they fit."""
-    path = folder / "objective.safetensors"
-    if path.exists():
-        own = objective.state_dict()
-        fitting = {k: v for k, v in load_file(path).items() if k in own and own[k].shape == v.shape}
-        objective.load_state_dict(own | fitting)

@@ -16,7 +16,7 @@ from bench.quality.jobs import Job, placed, read_by, told
 from bench.quality.verdict import check_metric, constant_score
 from bench.quality.work import Result, Work, digest_of
 from bench.timing import device_name
-from fastdistill import Encoder, Recipe, run
+from fastdistill import Encoder, Recipe
 from fastdistill.checkpoint import publish
 from fastdistill.data.columns import complete
 from fastdistill.data.gold import Gold
@@ -24,6 +24,8 @@ from fastdistill.data.tasks import load_task
 from fastdistill.evaluate import predict
 from fastdistill.metrics import classes, entities, metrics_of, scores
 from fastdistill.models.pretrained import load_tokenizer
+from fastdistill.report import results, versions
+from fastdistill.runner import opened
 from fastdistill.step import Runtime
 from fastdistill.workspace import Workspace
 
@@ -45,31 +47,34 @@ def perform(job: Job, work: Work, data: Path) -> Result:
         check_metric(str(completed.kind), metrics_of(completed)[0])
     read = {path: digest for path in sorted(read_by([job])) if (digest := digest_of(data / path))}
     start = time.perf_counter()
-    report = run(recipe, resume=True)
+    with opened(recipe, resume=True) as runner:
+        student = runner.train_student()
     space = Workspace.of(recipe)
+    stages = results(recipe, space)
     result: Result = {
         **about(job),
         "steps": job.steps,
-        "stages": [*before, *report["stages"]],
-        "parameters": {name: report[name]["parameters"] for name in ("teacher", "student")},
+        "stages": [*before, *stages],
         "recipe": told(job.recipe),
         "data": read,
-        "versions": report["versions"],
+        "versions": versions(),
         "machine": device_name(Runtime.of(recipe).device.type),
         "command": f"python -m bench.quality {' '.join(sys.argv[1:])}",
     }
     answers: dict[str, np.ndarray] = {}
     if job.kind == "trial":
-        answers, scored = examined(recipe, space)
-        validation = report["stages"][-1]["validation"]
-        result |= scored | {"validation": validation, "teacher_score": report["teacher"]["score"]}
-    trained = sum(stage["seconds"] for stage in report["stages"])
+        answers, scored = examined(recipe, student)
+        result |= scored | {"validation": stages[-1]["validation"]}
+        for taught_by in (work.result(need) for need in job.needs if need.kind == "teacher"):
+            assert taught_by is not None, "needs are done first"
+            result["parameters"]["teacher"] = taught_by["parameters"]["student"]
+            result["teacher_score"] = taught_by["score"]
+    trained = sum(stage["seconds"] for stage in stages)
     result["seconds"] = round(max(time.perf_counter() - start, trained), 1)  # less of one that was resumed
-    (*_, last) = job.recipe.stages
 
     def write(to: Path) -> None:
         # with the projections, which the student's own folder lacks
-        shutil.copytree(space.stage(last), to / "model", ignore=shutil.ignore_patterns("result.json"))
+        shutil.copytree(student, to / "model", ignore=shutil.ignore_patterns("result.json"))
         if answers:
             np.savez_compressed(to / "predictions.npz", **answers)  # type: ignore[arg-type]
         shutil.copy(space.log, to / "log.jsonl")
@@ -82,15 +87,15 @@ def perform(job: Job, work: Work, data: Path) -> Result:
 
 def choose(job: Job, work: Work) -> Result:
     """Of the trials that came to an end the one with the best score on the validation rows."""
-    results = {trial: result for trial in job.needs if (result := work.result(trial)) is not None}
-    best = max(results, key=lambda trial: results[trial]["validation"])
+    ended = {trial: result for trial in job.needs if (result := work.result(trial)) is not None}
+    best = max(ended, key=lambda trial: ended[trial]["validation"])
     chosen: Result = {
-        **results[best],
+        **ended[best],
         **about(job),
         "learning_rate": best.learning_rate,
         "trials": [
             {"learning_rate": trial.learning_rate, **{n: r[n] for n in ("validation", "score", "seconds")}}
-            for trial, r in results.items()
+            for trial, r in ended.items()
         ],
         "seconds": 0.0,
     }
@@ -113,19 +118,20 @@ def about(job: Job) -> Result:
     return {name: getattr(job, name) for name in ("name", "kind", "row", "student", "task", "seed")}
 
 
-def examined(recipe: Recipe, space: Workspace) -> tuple[dict[str, np.ndarray], Result]:
+def examined(recipe: Recipe, student: Path) -> tuple[dict[str, np.ndarray], Result]:
     """Predictions and gold labels of the test rows, and the scores that they give."""
     completed, _ = complete(recipe.task)
-    task = load_task(completed, load_tokenizer(space.student), recipe.seed)
+    task = load_task(completed, load_tokenizer(student), recipe.seed)
     gold, device = task.test.gold, Runtime.of(recipe).device
     assert gold is not None, "the test rows of a task have labels"
-    encoder = Encoder.load(space.student, head="finetuned", kind=gold.kind).to(device)
+    encoder = Encoder.load(student, head="finetuned", kind=gold.kind).to(device)
     predictions = predict(encoder, task.test, device)
     metrics = metrics_of(replace(completed, label_names=task.label_names))
     check_metric(gold.kind, metrics[0])  # tags are known only now
     scored = scores(metrics, predictions, gold)
     answers, num_classes = compact(predictions, gold), len(gold.names) if gold.names else 1
     return answers, {
+        "parameters": {"student": encoder.model.num_parameters()},
         "metric": metrics[0],
         "score": scored[metrics[0]],
         "scores": scored,

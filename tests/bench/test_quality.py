@@ -101,9 +101,11 @@ def test_a_method_from_shared_general_stages_is_the_method_run_whole(done: Path,
     rate = found["tiny/2x12/reviews/1"]["learning_rate"]
     tsd = replace(recipe.stages["tsd"], optim=replace(recipe.stages["tsd"].optim, learning_rate=rate))
     report = run(replace(recipe, teacher=teacher, stages={**recipe.stages, "tsd": tsd}))
-    in_parts = found["tiny/2x12/reviews/1"]["stages"]
-    assert [s["losses"] for s in report["stages"]] == [s["losses"] for s in in_parts]
-    assert report["student"]["score"] == found["tiny/2x12/reviews/1"]["score"]
+    in_parts = found["tiny/2x12/reviews/1"]
+    assert [s["losses"] for s in report["stages"]] == [s["losses"] for s in in_parts["stages"]]
+    assert report["student"]["score"] == in_parts["score"]
+    assert report["teacher"]["score"] == in_parts["teacher_score"]
+    assert {name: report[name]["parameters"] for name in ("teacher", "student")} == in_parts["parameters"]
 
 
 def test_what_is_done_is_not_done_again(done: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
