@@ -46,7 +46,10 @@ def render() -> str:
 
 
 def section(found: dict[str, Any]) -> str:
-    """One experiment: its setting, and for every table and student the scores and the verdicts."""
+    """One experiment: its setting, and for every table and student the scores and the verdicts.
+
+    Tables without a run but of what the others are compared with are named alone.
+    """
     config = found["config"]
     budget = config["budget"]
     taught = [
@@ -83,20 +86,23 @@ def section(found: dict[str, Any]) -> str:
         lines.append(
             f"The teacher of {', '.join(again)} was fine-tuned more than once: what a method keeps is of its own one.\n"
         )
+    nothing = []
     for key, table in found["tables"].items():
         for student, rows in table["students"].items():
-            lines.append(f"### {key}, student {student}\n")
             run = {key: row for key, row in rows.items() if row["tasks"]}
+            if not run.keys() - {table["against"]}:
+                nothing.append(f"{key} with {student}")
+                continue
             tasks = [task for task in table["tasks"] if any(task in row["tasks"] for row in run.values())]
-            if run:
-                lines += [_sizes(table, run), scores(found, table, tasks, run), ""]
-            if table["against"] in run and len(run) > 1:
+            lines += [f"### {key}, student {student}\n", _sizes(table, run), scores(found, table, tasks, run), ""]
+            if table["against"] in run:
                 lines += [verdicts(found, table, tasks, run), ""]
             lines += _ends(found, table, student, run)
-            lacking = [task for task in table["tasks"] if task not in tasks] if run else []
-            lacking += [_title(found, row) for row in rows if row not in run] if run else []
-            if lacking or not run:
-                lines.append(f"Not run{': ' * bool(lacking)}{'; '.join(lacking)}.\n")
+            lacking = [task for task in table["tasks"] if task not in tasks]
+            if lacking := lacking + [_title(found, row) for row in rows if row not in run]:
+                lines.append(f"Not run: {'; '.join(lacking)}.\n")
+    if nothing:
+        lines.append(f"Tables not run: {'; '.join(nothing)}.\n")
     return "\n".join(lines)
 
 

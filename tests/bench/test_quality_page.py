@@ -127,8 +127,14 @@ def test_a_table_of_nothing_is_no_table() -> None:
     for row in nothing["tables"]["methods"]["students"]["4x384"].values():
         row |= {"steps": [], "tasks": {}, "average": None}
     text = page.section(nothing)
-    assert text.endswith("### methods, student 4x384\n\nNot run.\n")
+    assert text.endswith("\n\nTables not run: methods with 4x384.\n")
     assert "|" not in text
+
+
+def test_a_table_of_the_control_alone_is_no_table() -> None:
+    alone = copy.deepcopy(FOUND)
+    alone["tables"]["methods"]["students"]["4x384"]["tiny"] |= {"steps": [], "tasks": {}, "average": None}
+    assert page.section(alone).endswith("\n\nTables not run: methods with 4x384.\n")
 
 
 def test_the_setting_is_said() -> None:
