@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,13 @@ from bench.quality.jobs import Job, placed, read_by, told
 from bench.quality.verdict import check_metric, constant_score
 from bench.quality.work import Result, Work, digest_of
 from bench.timing import device_name
-from fastdistill import Encoder, Recipe
 from fastdistill.checkpoint import publish
 from fastdistill.data.columns import complete
 from fastdistill.data.gold import Gold
-from fastdistill.data.tasks import load_task
 from fastdistill.evaluate import predict
 from fastdistill.metrics import classes, entities, metrics_of, scores
-from fastdistill.models.pretrained import load_tokenizer
 from fastdistill.report import results, versions
-from fastdistill.runner import opened
-from fastdistill.step import Runtime
-from fastdistill.workspace import Workspace
+from fastdistill.runner import Runner, opened
 
 
 def perform(job: Job, work: Work, data: Path) -> Result:
@@ -49,8 +43,7 @@ def perform(job: Job, work: Work, data: Path) -> Result:
     start = time.perf_counter()
     with opened(recipe, resume=True) as runner:
         student = runner.train_student()
-    space = Workspace.of(recipe)
-    stages = results(recipe, space)
+    stages = results(recipe, runner.space)
     result: Result = {
         **about(job),
         "steps": job.steps,
@@ -58,12 +51,12 @@ def perform(job: Job, work: Work, data: Path) -> Result:
         "recipe": told(job.recipe),
         "data": read,
         "versions": versions(),
-        "machine": device_name(Runtime.of(recipe).device.type),
+        "machine": device_name(runner.runtime.device.type),
         "command": f"python -m bench.quality {' '.join(sys.argv[1:])}",
     }
     answers: dict[str, np.ndarray] = {}
     if job.kind == "trial":
-        answers, scored = examined(recipe, student)
+        answers, scored = examined(runner, student)
         result |= scored | {"validation": stages[-1]["validation"]}
         for taught_by in (work.result(need) for need in job.needs if need.kind == "teacher"):
             assert taught_by is not None, "needs are done first"
@@ -77,7 +70,7 @@ def perform(job: Job, work: Work, data: Path) -> Result:
         shutil.copytree(student, to / "model", ignore=shutil.ignore_patterns("result.json"))
         if answers:
             np.savez_compressed(to / "predictions.npz", **answers)  # type: ignore[arg-type]
-        shutil.copy(space.log, to / "log.jsonl")
+        shutil.copy(runner.space.log, to / "log.jsonl")
         (to / "result.json").write_text(json.dumps(result, indent=1))
 
     publish(work.job(job), write)
@@ -118,15 +111,15 @@ def about(job: Job) -> Result:
     return {name: getattr(job, name) for name in ("name", "kind", "row", "student", "task", "seed")}
 
 
-def examined(recipe: Recipe, student: Path) -> tuple[dict[str, np.ndarray], Result]:
+def examined(runner: Runner, student: Path) -> tuple[dict[str, np.ndarray], Result]:
     """Predictions and gold labels of the test rows, and the scores that they give."""
-    completed, _ = complete(recipe.task)
-    task = load_task(completed, load_tokenizer(student), recipe.seed)
-    gold, device = task.test.gold, Runtime.of(recipe).device
+    task = runner.inputs.task
+    assert task is not None, "a trial's last stage learns one"
+    gold, device = task.test.gold, runner.runtime.device
     assert gold is not None, "the test rows of a task have labels"
-    encoder = Encoder.load(student, head="finetuned", kind=gold.kind).to(device)
+    encoder = runner.inputs.load_headed(student).to(device)
     predictions = predict(encoder, task.test, device)
-    metrics = metrics_of(replace(completed, label_names=task.label_names))
+    metrics = metrics_of(runner.recipe.task)
     check_metric(gold.kind, metrics[0])  # tags are known only now
     scored = scores(metrics, predictions, gold)
     answers, num_classes = compact(predictions, gold), len(gold.names) if gold.names else 1
