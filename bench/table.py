@@ -16,6 +16,7 @@ from fastdistill.report import table
 
 ROOT = Path(__file__).parent.parent
 SHOWN = "epyc-zen4-2core"  # in the README: the machine that was measured last
+QUALITY = ("epyc-zen4-2core/quality_small", "epyc-zen5-2core/quality_narrow")  # in the README, of docs/results.md
 NOTE = """\
 The floor is the higher of two: the bytes that must move at the bandwidth of a copy, and the products over all scores
 (or states) at the rate of a large matrix product, both measured beside the ops. For the Gram form, which makes no
@@ -207,6 +208,12 @@ def _mib(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def quality() -> str:
+    """The scores of all methods, in the experiments that the README shows."""
+    paths = [ROOT / "bench" / "results" / f"{name}.json" for name in QUALITY]
+    return "\n\n".join(page.methods(json.loads(path.read_text())) for path in paths)
+
+
 BLOCKS = {"augment": augment, "steps": steps, "inference": inference, "ops": ops}
 SPEED = """\
 # Measured speed
@@ -243,7 +250,7 @@ Words that get their candidates, each loop on the same text (`python -m bench.au
 
 def render(readme: str) -> str:
     """`readme` with every block written anew."""
-    blocks = {"quickstart": quickstart()} | {name: write(SHOWN) for name, write in BLOCKS.items()}
+    blocks = {"quickstart": quickstart(), "quality": quality()} | {name: write(SHOWN) for name, write in BLOCKS.items()}
     for name, written in blocks.items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
         if readme.count(start) != 1:

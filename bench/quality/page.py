@@ -89,11 +89,10 @@ def section(found: dict[str, Any]) -> str:
     nothing = []
     for key, table in found["tables"].items():
         for student, rows in table["students"].items():
-            run = {key: row for key, row in rows.items() if row["tasks"]}
-            if not run.keys() - {table["against"]}:
+            run, tasks = _ran(table, rows)
+            if not run:
                 nothing.append(f"{key} with {student}")
                 continue
-            tasks = [task for task in table["tasks"] if any(task in row["tasks"] for row in run.values())]
             lines += [f"### {key}, student {student}\n", _sizes(table, run), scores(found, table, tasks, run), ""]
             if table["against"] in run:
                 lines += [verdicts(found, table, tasks, run), ""]
@@ -104,6 +103,24 @@ def section(found: dict[str, Any]) -> str:
     if nothing:
         lines.append(f"Tables not run: {'; '.join(nothing)}.\n")
     return "\n".join(lines)
+
+
+def methods(found: dict[str, Any]) -> str:
+    """The scores of its table of methods, for every student that has some."""
+    table, parts = found["tables"]["methods"], []
+    for student, rows in table["students"].items():
+        run, tasks = _ran(table, rows)
+        if run:
+            parts.append(f"Student {student}. {_sizes(table, run)}\n{scores(found, table, tasks, run)}")
+    return "\n\n".join(parts)
+
+
+def _ran(table: dict[str, Any], rows: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The rows that were run and their tasks; none if that is but the one that the others are compared with."""
+    run = {key: row for key, row in rows.items() if row["tasks"]}
+    if not run.keys() - {table["against"]}:
+        return {}, []
+    return run, [task for task in table["tasks"] if any(task in row["tasks"] for row in run.values())]
 
 
 def scores(found: dict[str, Any], table: dict[str, Any], tasks: list[str], rows: dict[str, Any]) -> str:
