@@ -16,6 +16,8 @@ replaced (`--task.augment.vectors glove.6B.300d.txt`; see --help for the rest).
 Result (docs/results.md): four layers of e5-small, 384 wide, 1,000 steps on general text and 800 on the task, 34 to 48
 minutes on one thread of an EPYC: RTE 60.6, MRPC (F1) 86.8, CoLA 22.8, STS-B 86.0, where gold labels alone lead to
 53.4, 80.6, 14.2 and 63.3, the teacher has 61.7, 88.7, 39.2 and 89.1.
+A narrower student of 192 wants `attention_kind: centered_scores` in the losses of all four stages, and most of the
+general steps in gd: STS-B 76.6 instead of 58.6, MRPC 85.8 instead of 81.7 (why: bench/NOTES.md).
 """
 
 from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Student, Task, Teacher, main

@@ -76,6 +76,16 @@ FOUND: dict[str, Any] = {
 }  # fmt: skip
 
 
+SCORES = [
+    "| | general steps | rte, accuracy | stsb, Pearson | average |",
+    "|---|---:|---:|---:|---:|",
+    "| teacher | | 71.0 | 80.0 | 75.5 |",
+    "| always the same answer | | 52.7 | 0.0 | 26.4 |",
+    "| gold labels | 0 | 60.0 ± 1.2 (97.5 %) | 70.0 (97.5 %; 1 of 2 seeds) | 65.0 (97.5 %; 1 of 2 seeds) |",
+    "| tiny | 1,000 | 63.1 ± 2.0 (97.5 %) | 73.1 ± 0.0 (97.5 %) | 68.1 ± 1.0 (97.5 %) |",
+]
+
+
 def test_scores_and_verdicts() -> None:
     text = page.section(FOUND)
     start = text.index("### methods")
@@ -84,12 +94,7 @@ def test_scores_and_verdicts() -> None:
         "",
         "2 seeds; 19.2M parameters, the teacher has 33.4M.",
         "",
-        "| | general steps | rte, accuracy | stsb, Pearson | average |",
-        "|---|---:|---:|---:|---:|",
-        "| teacher | | 71.0 | 80.0 | 75.5 |",
-        "| always the same answer | | 52.7 | 0.0 | 26.4 |",
-        "| gold labels | 0 | 60.0 ± 1.2 (97.5 %) | 70.0 (97.5 %; 1 of 2 seeds) | 65.0 (97.5 %; 1 of 2 seeds) |",
-        "| tiny | 1,000 | 63.1 ± 2.0 (97.5 %) | 73.1 ± 0.0 (97.5 %) | 68.1 ± 1.0 (97.5 %) |",
+        *SCORES,
         "",
         "| against gold labels | rte | stsb | average |",
         "|---|---|---|---|",
@@ -107,12 +112,7 @@ def test_scores_of_the_methods_alone() -> None:
     assert page.methods(some).split("\n") == [
         "Student 4x384. 2 seeds; 19.2M parameters, the teacher has 33.4M.",
         "",
-        "| | general steps | rte, accuracy | stsb, Pearson | average |",
-        "|---|---:|---:|---:|---:|",
-        "| teacher | | 71.0 | 80.0 | 75.5 |",
-        "| always the same answer | | 52.7 | 0.0 | 26.4 |",
-        "| gold labels | 0 | 60.0 ± 1.2 (97.5 %) | 70.0 (97.5 %; 1 of 2 seeds) | 65.0 (97.5 %; 1 of 2 seeds) |",
-        "| tiny | 1,000 | 63.1 ± 2.0 (97.5 %) | 73.1 ± 0.0 (97.5 %) | 68.1 ± 1.0 (97.5 %) |",
+        *SCORES,
     ]
 
 
