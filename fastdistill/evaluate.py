@@ -40,7 +40,7 @@ def predict(encoder: Encoder, data: Sequences, device: torch.device, portion: Po
     if encoder.kind == "span":
         assert gold is not None
         assert gold.windows is not None
-        return choose_answers(outputs, gold.windows)
+        return choose_answers(outputs, gold.windows, gold.may_lack)
     logits = np.concatenate(outputs)
     if encoder.kind == "multilabel":
         return logits > 0

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fastdistill.checks import GENERAL
 from fastdistill.data.augment import Augmented, load_augmented
+from fastdistill.data.classes import Classes
 from fastdistill.data.columns import complete
 from fastdistill.data.corpus import load_corpus
-from fastdistill.data.labels import Classes
 from fastdistill.data.masking import Masking
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.data.rows import Rows
@@ -159,11 +159,17 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     tokenizer, student, finetuned, others = models.tokenizer, models.student, models.finetuned, models.others
     task = load_task(recipe.task, tokenizer, recipe.seed) if recipe.task.path is not None else None
     if task is not None:
-        said += task.said
+        said, kind = said + task.said, recipe.task.kind
         if task.label_names:
-            said.append(f"task: {Classes(task.label_names)}")
+            f1 = (
+                f", f1 is that of {task.label_names[1]}"
+                if len(task.label_names) == 2 and kind == "classification"
+                else ""
+            )
+            said.append(f"task: {Classes(task.label_names)}{f1}")
         recipe = replace(recipe, task=replace(recipe.task, label_names=task.label_names))
-        metrics_of(recipe.task)  # tags are known only now
+        if "entity_f1" not in metrics_of(recipe.task) and kind == "tagging":  # tags are known only now
+            said.append("task: no entities are scored, for tags are not O, B-..., I-..., E-... and S-...")
     general = any(stage.data in GENERAL for stage in models.stages.values())
     corpus = load_corpus(recipe.general, tokenizer, Path(recipe.cache_dir).expanduser()) if general else None
     projections = _first_projections(recipe, student, models.teacher)

@@ -29,7 +29,7 @@ def metrics_of(task: Task) -> tuple[Metric, ...]:
     if task.group is not None:
         known.sort(key=lambda name: name not in RANKING)
     names = task.label_names
-    if kind == "tagging" and names and not all(re.fullmatch(r"O|[BI]-.+", name) for name in names):
+    if kind == "tagging" and names and not all(re.fullmatch(r"O|[BIES]-.+", name) for name in names):
         known = [name for name in known if name not in ENTITIES]
     if task.metric is not None and task.metric not in known:
         raise ValueError(
@@ -44,7 +44,7 @@ def _why(metric: Metric, kind: Kind) -> str:
     if metric in RANKING and kind == "classification":
         return " without task.group"
     if metric in ENTITIES and kind == "tagging":
-        return " whose tags are not O, B-... and I-..."
+        return " whose tags are not O, B-..., I-..., E-... and S-..."
     return ""
 
 
@@ -128,16 +128,17 @@ def _map(predictions: np.ndarray, gold: Gold) -> float:
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Type, first and last word of every entity, as seqeval counts them by default: B begins one, and so does an I that
-    does not go on with one of its type."""
-    found, start, kind = set(), 0, ""
+    """Type, first and last word of every entity, as seqeval counts them by default: B begins one and S is one, E ends
+    one, and an I or E that does not go on with one of its type begins one."""
+    found, start, kind, ended = set(), 0, "", False
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, own = tag.partition("-")
-        if kind and (prefix != "I" or own != kind):
+        if kind and (ended or prefix not in ("I", "E") or own != kind):
             found.add((kind, start, place - 1))
             kind = ""
-        if prefix in ("B", "I") and not kind:
+        if prefix in ("B", "I", "E", "S") and not kind:
             start, kind = place, own
+        ended = prefix in ("E", "S")
     return found
 
 
@@ -179,10 +180,9 @@ def _answers(alike: Callable[[str, str], float]) -> Measure:
     """
 
     def measure(predictions: list[str], gold: Gold) -> float:
-        may_lack = not all(gold.rows)
         scores = []
         for p, own in zip(predictions, gold.rows, strict=True):
-            real = [answer for answer in own if normalized(answer)] if may_lack else own
+            real = [answer for answer in own if normalized(answer)] if gold.may_lack else own
             scores.append(max(alike(p, answer) for answer in real) if real else float(not normalized(p)))
         return float(np.mean(scores))
 

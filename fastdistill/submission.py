@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdistill.data.classes import as_text
 from fastdistill.data.columns import complete
 from fastdistill.data.packing import Sequences
 from fastdistill.data.rows import open_splits, read_column, read_texts, splits_named
@@ -95,10 +97,17 @@ def _read(source: Source, task: Task, tokenizer: Tokenizer) -> tuple[list[int], 
     texts = read_texts(source, task.text, "task.text", may_lack=True)
     pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair", may_lack=True)
     column = next((name for name in NUMBERS if name in source.columns), None)
-    indices = read_column(source, column, "task") if column else list(range(len(texts)))
+    indices = _whole(read_column(source, column, "task"), column, source.where) if column else list(range(len(texts)))
     if len(set(indices)) < len(indices):
         raise ValueError(f"{source.where}: column {column} has the same number twice, of which a submission takes none")
     return indices, truncate_examples(tokenizer, texts, pairs, task.max_length)
+
+
+def _whole(indices: list[Any], column: str, where: str) -> list[int]:
+    for row, index in enumerate(indices, start=1):
+        if not re.fullmatch(r"\d+", as_text(index)):
+            raise ValueError(f"{where}, row {row}: column {column!r} is {index!r}, no number of a row; correct it")
+    return [int(as_text(index)) for index in indices]
 
 
 def _spelling(prediction: Any, names: tuple[str, ...] | None) -> str:

@@ -126,7 +126,7 @@ def test_mean_average_precision_as_scikit_learn_has_it(seed: int) -> None:
 
 def test_answers_as_squad_compares_them() -> None:
     assert normalized("The  Café, a café!") == "café café"
-    gold = Gold("span", [("Denver Broncos", "The Broncos"), ("1990s",), ()])
+    gold = Gold("span", [("Denver Broncos", "The Broncos"), ("1990s",), ()], may_lack=True)
     assert score("exact_match", ["the broncos!", "in the 1990s", ""], gold) == pytest.approx(2 / 3)
     assert score("f1", ["the broncos!", "in the 1990s", ""], gold) == pytest.approx((1 + 2 * 1 / 3 + 1) / 3)
     assert score("f1", ["Denver", "", "something"], gold) == pytest.approx((2 * 1 / 3) / 3)
@@ -134,7 +134,7 @@ def test_answers_as_squad_compares_them() -> None:
 
 def test_answers_of_articles_alone_as_each_version_of_squad_counts_them() -> None:
     """Version 2 leaves such right answers out; in version 1.1 nothing overlaps nothing, and yet they are equal."""
-    second = Gold("span", [("the", "The cat"), ("the",), ()])
+    second = Gold("span", [("the", "The cat"), ("the",), ()], may_lack=True)
     assert score("exact_match", ["a", "a", "an"], second) == score("f1", ["a", "a", "an"], second) == 2 / 3
     first = Gold("span", [("the", "The cat"), ("the",)])
     assert score("exact_match", ["a", "cat"], first) == 0.5
@@ -150,6 +150,10 @@ def test_answers_of_articles_alone_as_each_version_of_squad_counts_them() -> Non
         (Task(kind="regression"), "pearson spearman"),
         (Task(kind="multilabel"), "micro_f1 macro_f1 exact_match"),
         (Task(kind="tagging", label_names=IOB), "entity_f1 entity_precision entity_recall accuracy"),
+        (
+            Task(kind="tagging", label_names=("O", "S-PER", "E-PER")),
+            "entity_f1 entity_precision entity_recall accuracy",
+        ),
         (Task(kind="tagging", label_names=("NN", "VB")), "accuracy"),
         (Task(kind="span"), "f1 exact_match"),
     ],
@@ -164,7 +168,10 @@ def test_all_metrics_of_a_task(task: Task, metrics: str) -> None:
         (Task(metric="pearson"), "pearson does not fit a classification task: choose one of accuracy, f1"),
         (Task(metric="mrr"), "mrr does not fit a classification task without task.group"),
         (Task(kind="regression", metric="accuracy"), "choose one of pearson, spearman"),
-        (Task(kind="tagging", label_names=("NN", "VB"), metric="entity_f1"), "tags are not O, B-... and I-...: choose"),
+        (
+            Task(kind="tagging", label_names=("NN", "VB"), metric="entity_f1"),
+            r"not O, B-\.\.\., I-.* and S-\.\.\.: choose",
+        ),
     ],
 )
 def test_metric_of_another_kind_is_refused(task: Task, message: str) -> None:
@@ -195,12 +202,12 @@ def test_every_metric_gives_one_to_what_is_right_and_scores_rows_alone(kind: str
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_entities_as_seqeval_counts_them(seed: int) -> None:
-    """Also in sequences that are no IOB2: an entity may begin with I."""
-    draw, tags = np.random.default_rng(seed), (*IOB, "B-A-B", "I-A-B")
+    """Also in sequences that are neither IOB2 nor IOBES: an entity may begin with I, or end without E."""
+    draw, tags = np.random.default_rng(seed), (*IOB, "B-A-B", "I-A-B", "E-PER", "S-PER", "E-LOC", "S-LOC")
     gold, predictions = [], []
     for length in draw.integers(1, 15, 40):
-        gold.append([tags[i] for i in draw.integers(0, 7, length)])
-        predictions.append([tag if draw.random() < 0.6 else tags[draw.integers(0, 7)] for tag in gold[-1]])
+        gold.append([tags[i] for i in draw.integers(0, len(tags), length)])
+        predictions.append([tag if draw.random() < 0.6 else tags[draw.integers(0, len(tags))] for tag in gold[-1]])
     assert [entities(own) for own in gold] == [set(get_entities(own)) for own in gold]
     found = scores(tuple(MEASURES["tagging"]), predictions, Gold("tagging", gold, tags))
     assert found == pytest.approx(

@@ -84,6 +84,20 @@ def test_a_submission_holds_what_plain_transformers_says(name: str, tmp_path: Pa
         assert name == "stsb" or answers <= SPELLINGS[name]
 
 
+@pytest.mark.parametrize("number", [None, 3.5, "dev-0", "", -1])
+def test_numbers_of_rows_are_whole(number: Any, tmp_path: Path) -> None:
+    rows = hidden_rows(tmp_path / "data", TASKS["qnli"], "")
+    path = tmp_path / "data" / "test.jsonl"
+    numbers = ["007" if isinstance(number, str) else 7.0, number]
+    path.write_text("".join(json.dumps(row | {"idx": n}) + "\n" for row, n in zip(rows, numbers, strict=False)))
+    folder, task = student(tmp_path / "student", TASKS["qnli"].label_names), Task(name="qnli", path=str(path.parent))
+    with pytest.raises(ValueError, match=r"test.jsonl, row 2: column 'idx' is .*, no number of a row"):
+        write_submission(folder, task, tmp_path / "out")
+    path.write_text("".join(json.dumps(row | {"idx": f"{n:03d}"}) + "\n" for n, row in enumerate(rows)))
+    (written,) = write_submission(folder, task, tmp_path / "out")
+    assert [index for index, _ in read(written)[1:]] == [str(n) for n in range(30)]
+
+
 def test_a_student_with_its_classes_in_another_order(tmp_path: Path) -> None:
     rows = hidden_rows(tmp_path / "data", TASKS["qnli"], "")
     folder = student(tmp_path / "student", ("not_entailment", "entailment"))

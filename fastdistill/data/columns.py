@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
 
+from fastdistill.data.classes import MISSING
 from fastdistill.data.rows import open_splits, splits_named
 from fastdistill.data.source import Source, joined, local_files
 from fastdistill.recipe import Kind, Task
@@ -23,7 +24,6 @@ PAIRS = (
 TEXTS = ("text", "sentence", "tokens")
 LABELS = ("label", "labels")
 TAGS = ("ner_tags", "tags")
-MISSING = ("", "na", "n/a", "null", "none")  # as tables spell it
 SIZES: dict[str, Any] = {"max_length": 128, "validation_size": 500, "test_size": 1000}
 
 
@@ -106,7 +106,7 @@ def _found(task: Task, source: Source) -> Task:
         next(source.read(column, option=option))[column]
         for column, option in ((text, "task.text"), (label, "task.label"))
     )
-    kind = task.kind or _kind(texts, labels, named=task.label_names is not None)
+    kind = task.kind or _kind(label, texts, labels, named=task.label_names is not None)
     return replace(task, text=text, pair=pair, label=label, kind=kind)
 
 
@@ -129,13 +129,13 @@ def _readings(task: Task, columns: list[str]) -> list[tuple[str, str | None, str
     return readings
 
 
-def _kind(texts: list[Any], labels: list[Any], *, named: bool) -> Kind:
-    """What labels like these are; decided by the first rows, and by whether somebody named classes."""
+def _kind(column: str, texts: list[Any], labels: list[Any], *, named: bool) -> Kind:
+    """What labels like these are; decided by their column, the first rows, and whether somebody named classes."""
     kinds = {type(label) for label in labels}
-    if dict in kinds:
+    if dict in kinds or column == "answers":
         return "span"
     if list in kinds:
-        return "tagging" if any(isinstance(text, list) for text in texts) else "multilabel"
+        return "tagging" if column in TAGS or any(isinstance(text, list) for text in texts) else "multilabel"
     numbers = [_number(label) for label in labels]
     if not named and None not in numbers and any(number % 1 for number in numbers if number is not None):
         return "regression"

@@ -20,13 +20,11 @@ class Windows:
         characters: ``(T, 2)`` int32 first character of each token in its context and one past its last; -1 for tokens
             that belong to no context.
         contexts: one for each row.
-        may_lack: whether a question may have no answer.
     """
 
     rows: np.ndarray
     characters: np.ndarray
     contexts: list[str]
-    may_lack: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +39,7 @@ class Gold:
         groups: ``(N,)`` which rows compete for a rank; None where none do.
         words: for every row which of its words have a token; tagging alone.
         windows: span alone.
+        may_lack: whether a question may have no answer; span alone.
     """
 
     kind: Kind
@@ -49,6 +48,7 @@ class Gold:
     groups: np.ndarray | None = None
     words: list[np.ndarray] | None = None
     windows: Windows | None = None
+    may_lack: bool = False
 
     def take(self, rows: np.ndarray) -> Gold:
         """Of these rows alone, to score some of the predictions, or some of them several times."""

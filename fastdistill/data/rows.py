@@ -3,30 +3,29 @@ reported on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastdistill.data.classes import MISSING, Classes, by_name, declared_order
 from fastdistill.data.labels import (
-    Classes,
     answers,
-    as_text,
     class_indices,
     class_vectors,
-    distinct_names,
     is_hidden,
     regression_targets,
     tag_indices,
-    width_of_vectors,
 )
 from fastdistill.data.source import Source, from_files, from_hub, local_files, split_of
 from fastdistill.recipe import Task
-from fastdistill.tasks import TASKS
 
 SOURCE = "source_id"  # column of augmented data: which row a copy comes from
+_HELD_OUT = r"(?<![a-z])(test(ing)?|dev|val(id(ation)?)?|eval(uation)?)(?![a-z])"
 VALIDATION = ("validation", "valid", "val", "dev")  # names of that split, of which the first that there is is used
 
 
@@ -81,17 +80,27 @@ def open_splits(task: Task) -> dict[str, Source]:
 
 
 def unnamed_files(path: str) -> list[Path]:
-    """Files that tell no split by their names, beside others that do; where none does, all are train."""
+    """Files that tell no split by their names or folders, beside others that do; where none does, all are train."""
     return _files_by_split(path).get(None, [])
 
 
 def _files_by_split(path: str) -> dict[str | None, list[Path]]:
     splits: dict[str | None, list[Path]] = {}
-    files = local_files(path)
+    files, folder = local_files(path), Path(path).expanduser()
+    if len(files) == 1 and not folder.is_dir():
+        return {"train": files}
+    if files and not folder.is_dir():
+        folder = Path(os.path.commonpath([file.parent for file in files]))
     for file in files:
-        splits.setdefault(split_of(file), []).append(file)
-    alone = len(files) == 1 and not Path(path).expanduser().is_dir()
-    return {"train": files} if alone or set(splits) == {None} else splits
+        splits.setdefault(split_of(file, folder), []).append(file)
+    if set(splits) != {None}:
+        return splits
+    if len(files) > 1 and (mistaken := [file.name for file in files if re.search(_HELD_OUT, file.name.lower())]):
+        raise ValueError(
+            f"{path}: {len(files)} files, of which no name begins with train, validation, dev or test, though "
+            f"{mistaken[0]} may be no file to train on: name files or their folders so, or give one file alone"
+        )
+    return {"train": files}
 
 
 def splits_named(sources: dict[str, Source], *names: str) -> dict[str, Source]:
@@ -124,62 +133,6 @@ def said_of_splits(task: Task, sources: dict[str, Source]) -> list[str]:
     return said
 
 
-def classes_of(source: Source, task: Task, labels: list[Any]) -> Classes:
-    """What labels may be, by train, for all splits: the names are those of the task, of the data set, or what occurs.
-
-    Raises:
-        ValueError: the task names classes where there are none, or others than the data set declares.
-    """
-    assert task.label is not None
-    given, declared = task.label_names, source.class_names(task.label)
-    if task.kind in ("regression", "span"):
-        if given:
-            raise ValueError(f"task.label_names is {list(given)}, but a {task.kind} task has no classes: leave it out")
-        return Classes()
-    if given is not None and (len(given) < 2 or len(set(map(as_text, given))) < len(given)):
-        raise ValueError(f"task.label_names is {list(given)}: give two or more names, each once, or leave it out")
-    if declared and not given and len(set(map(as_text, declared))) < len(declared):
-        raise ValueError(f"{source.where} declares classes of one name ({', '.join(declared)}): set task.label_names")
-    if given and declared and len(given) != len(declared):
-        raise ValueError(
-            f"task.label_names has {len(given)} names, {source.where} declares {len(declared)}: {', '.join(declared)}"
-        )
-    by_definition = task.name in TASKS and given == TASKS[task.name].label_names
-    if by_definition and declared and not all(map(str.isdigit, declared)) and not _same(declared, given or ()):
-        raise ValueError(
-            f"{source.where} declares the classes {', '.join(declared)}, task.name={task.name} has "
-            f"{', '.join(given or ())}: set task.label_names in the order of the data's, or leave task.name out"
-        )
-    width = None
-    if task.kind == "multilabel" and not declared:
-        width = width_of_vectors(labels, len(given) if given else None)
-    if names := given or declared:
-        return Classes(names, vectors=width is not None)
-    if width is not None:
-        return Classes(tuple(map(str, range(width))), vectors=True)
-    if task.kind in ("multilabel", "tagging"):
-        labels = [x for label in labels if isinstance(label, list) for x in label]
-    return Classes(distinct_names(labels), found=True)
-
-
-def _same(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether they are the same classes, in whatever order; in upper or lower case where that tells none apart."""
-    folded, wanted = (sorted(map(str.casefold, names)) for names in (some, others))
-    return set(some) == set(others) or (folded == wanted and len(set(folded)) == len(folded))
-
-
-def declared_order(source: Source, task: Task, classes: Classes) -> list[str] | None:
-    """The classes, spelt as the task does, in the order that the data declares; None where it declares no such ones."""
-    assert task.label is not None
-    names, declared = classes.names, source.class_names(task.label)
-    if not (names and declared):
-        return None
-    if not _same(declared, names):  # renamed, in the data's order
-        return list(names) if len(names) == len(declared) and not classes.found else None
-    spelt = {name.casefold(): name for name in names}
-    return [name if name in names else spelt[name.casefold()] for name in declared]
-
-
 def read_rows(source: Source, task: Task, labels: list[Any], classes: Classes, origin: str) -> Rows:
     """The rows of a split, of which the labels were read already; without those that have no words (tagging).
 
@@ -190,9 +143,9 @@ def read_rows(source: Source, task: Task, labels: list[Any], classes: Classes, o
     assert task.label is not None
     texts = (_read_words if task.kind == "tagging" else read_texts)(source, task.text, "task.text")
     pairs = None if task.pair is None else read_texts(source, task.pair, "task.pair", may_lack=task.kind != "span")
-    groups = None if task.group is None else np.array([str(x) for x in read_column(source, task.group, "task.group")])
+    groups = None if task.group is None else np.array(_read_groups(source, task.group))
     if own := declared_order(source, task, classes):  # numbers are positions in it
-        labels = [_named(label, own) for label in labels]
+        labels = [by_name(label, own) for label in labels]
     found = _read_labels(task, labels, texts, pairs, classes, source.where)
     rows = Rows(texts, pairs, found, origin, groups)
     kept = np.array([bool(text) for text in texts])
@@ -219,12 +172,6 @@ def _read_labels(
     if task.kind == "tagging":
         return tag_indices(labels, texts, classes, where)
     return class_indices(labels, classes, where)
-
-
-def _named(label: Any, names: Sequence[str]) -> Any:
-    if isinstance(label, list):
-        return [_named(x, names) for x in label]
-    return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
 
 
 def labelled_rows(source: Source, task: Task, classes: Classes, origin: str, say: Callable[[str], None]) -> Rows | None:
@@ -265,6 +212,14 @@ def read_texts(source: Source, column: str, option: str, *, may_lack: bool = Fal
             fault = "is empty" if isinstance(text, str) else f"is {text!r:.40}, not text"
             raise ValueError(f"{source.where}, row {row}: column {column!r} {fault}; correct or remove the row")
     return texts
+
+
+def _read_groups(source: Source, column: str) -> list[str]:
+    groups = read_column(source, column, "task.group")
+    for row, group in enumerate(groups, start=1):
+        if str(group).strip().casefold() in MISSING:
+            raise ValueError(f"{source.where}, row {row}: column {column!r} is {group!r}, no group; correct the row")
+    return list(map(str, groups))
 
 
 def _read_words(source: Source, column: str, option: str) -> list[list[str]]:

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import datasets
+import pyarrow.parquet
 from datasets import ClassLabel, Features, IterableDataset, Value
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -29,6 +30,7 @@ COMPRESSIONS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.ope
 KNOWN = f"{', '.join(FORMATS)}, also with {', '.join(COMPRESSIONS)}"
 NO_ROWS = "has no rows; give data with at least one"
 ROWS_AT_ONCE = 1000
+_SURPLUS = "Length of header or names does not match length of data"  # as pandas says it
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,7 @@ class Source:
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """Class names that the data set itself declares for `column`, or for what the lists of that column hold."""
-        feature = (self.dataset.features or {}).get(column)
-        feature = getattr(feature, "feature", feature)
-        return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+        return _declared((self.dataset.features or {}).get(column))
 
     def read(self, *columns: str, option: str) -> Iterator[dict[str, list[Any]]]:
         """The rows, ROWS_AT_ONCE at a time, as ``{column: values}``.
@@ -78,6 +78,8 @@ class Source:
             if column not in present:
                 near = get_close_matches(column, present, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; set the columns in {option}"
+                if set(present) == {"version", "data"}:
+                    hint = "; SQuAD's nested file must become a table first, a row for each question"
                 raise ValueError(f"{self.where} has no column {column!r}, only {', '.join(present)}{hint}")
         batches = self.dataset.select_columns(list(columns)).iter(batch_size=ROWS_AT_ONCE)
         empty = True
@@ -144,7 +146,18 @@ def from_files(files: list[Path]) -> Source:
         )
     where = str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     with _named_errors(where, tuple(files)):
-        return Source(where, _stream(files), tuple(files))
+        source = Source(where, _stream(files), tuple(files))
+    for file in files[1:] if FORMATS[kinds[0]] == "parquet" else ():
+        with _named_errors(str(file), (file,)):
+            features = Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+        for column in features:
+            own, first = (_declared(these.get(column)) for these in (features, source.dataset.features or {}))
+            if own != first:
+                raise ValueError(
+                    f"{file} declares the classes {', '.join(own or ['none'])} for column {column!r}, {files[0]} "
+                    f"declares {', '.join(first or ['none'])}: files of one split must declare the same"
+                )
+    return source
 
 
 def joined(sources: list[Source]) -> Source:
@@ -192,6 +205,12 @@ def from_hub(path: str, name: str | None) -> dict[str, Source]:
     return {key: Source(f"{title}, split {key}", split, version=version) for key, split in splits.items()}
 
 
+def _declared(feature: Any) -> tuple[str, ...] | None:
+    """The class names of a column's feature, or of what its lists hold."""
+    feature = getattr(feature, "feature", feature)
+    return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+
+
 def _stream(files: list[Path]) -> IterableDataset:
     kind = FORMATS[suffix(files[0])]
     options: dict[str, Any] = {}
@@ -229,10 +248,13 @@ def suffix(file: Path) -> str:
     return (file.with_suffix("").suffix if file.suffix in COMPRESSIONS else file.suffix).lower()
 
 
-def split_of(file: Path) -> str | None:
-    """The split that a file name tells, as in train-00000-of-00002.parquet or Dev.tsv.gz; None without one."""
-    match = re.match(r"(train|validation|valid|val|dev|test)(_\w+)?(?=[.-])", file.name.lower())
-    return match[0] if match else None
+def split_of(file: Path, folder: Path) -> str | None:
+    """The split that a file name tells, as in train-00000-of-00002.parquet or Dev.tsv.gz, or else the name of a folder
+    below `folder`, as in train/0.csv; None without one."""
+    for name in (file.name, *(f"{parent.name}." for parent in file.relative_to(folder).parents)):
+        if match := re.match(r"(train|validation|valid|val|dev|test)(_\w+)?(?=[.-])", name.lower()):
+            return match[0]
+    return None
 
 
 def _format(file: Path) -> None:
@@ -261,12 +283,14 @@ def _named_errors(where: str, files: tuple[Path, ...]) -> Iterator[None]:
     try:
         with _quiet(), warnings.catch_warnings():
             # pandas would go on, without the fields that have no column
-            warnings.filterwarnings("error", "Length of header or names does not match length of data")
+            warnings.filterwarnings("error", _SURPLUS)
             yield
     except UnicodeDecodeError as error:
         raise ValueError(_not_utf8(files) or f"{where} is not UTF-8 text: {error}") from error
     except (ValueError, OSError, EOFError, KeyError, Warning, zlib.error, lzma.LZMAError, csv.Error) as error:
         reason = " ".join(str(error).split())
+        if reason.startswith(_SURPLUS):
+            reason = "rows have more fields than its header has columns; put a text that has the separator into quotes"
         raise ValueError(f"{where} cannot be read ({reason}); repair or remove it") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unicodedata import category
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +14,8 @@ from fastdistill.data.tokenise import EXAMPLES_AT_ONCE
 
 CANDIDATES = 20  # best starts, and best ends, that are tried with each other
 LONGEST = 30  # tokens of an answer that is given
+MARKS = ("Mn", "Me")  # Unicode's categories of accents and the like, of the letter before them
+CONTROLS = ("Cc", "Cf")  # of what shows nothing; tokenizers drop both
 
 
 def check_stride(tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int) -> None:
@@ -73,16 +77,18 @@ def cut_windows(
             "lost answers": int((has_answer & ~held).sum()),
         },
     )
-    return sequences, Windows(np.array(rows), np.concatenate(characters), contexts, bool((~has_answer).any()))
+    return sequences, Windows(np.array(rows), np.concatenate(characters), contexts)
 
 
 def _place(spans: np.ndarray, start: int, text: str) -> tuple[int, int] | None:
     """First and last token of an answer, by the characters of each token; None where the window lacks some of it.
-    White space at its ends may be no token's."""
+    White space and marks at its ends may be no token's."""
     end, start = start + len(text.rstrip()), start + len(text) - len(text.lstrip())
+    text = text.strip()
+    heard = [place for place, sign in enumerate(text, start) if category(sign) not in (*MARKS, *CONTROLS)] or [start]
     real = np.flatnonzero(spans[:, 1] > spans[:, 0])
     inside = real[(spans[real, 1] > start) & (spans[real, 0] < end)]
-    whole = len(inside) > 0 and spans[real[0], 0] <= start and spans[real[-1], 1] >= end
+    whole = len(inside) > 0 and spans[real[0], 0] <= heard[0] and spans[real[-1], 1] > heard[-1]
     return (int(inside[0]), int(inside[-1])) if whole else None
 
 
@@ -92,10 +98,10 @@ def _cut_question(tokenizer: PreTrainedTokenizerBase, question: str, most: int) 
     return question if len(ends) <= most else question[: ends[most - 1]]
 
 
-def choose_answers(logits: list[np.ndarray], windows: Windows) -> list[str]:
+def choose_answers(logits: list[np.ndarray], windows: Windows, may_lack: bool) -> list[str]:
     """For every row the text with the highest sum of start and end, over its windows.
 
-    Where questions may lack an answer, the text is empty if [CLS] has a higher sum (the least of its windows).
+    Where questions `may_lack` an answer, the text is empty if [CLS] has a higher sum (the least of its windows).
 
     Shapes:
         logits: for every window ``(n, 2)`` start and end.
@@ -113,6 +119,8 @@ def choose_answers(logits: list[np.ndarray], windows: Windows) -> list[str]:
         sums = np.where((length >= 1) & (length <= LONGEST), sums, -np.inf)
         if sums.size and sums.max() > best[row][0]:
             i, j = np.unravel_index(sums.argmax(), sums.shape)
-            text = windows.contexts[row][characters[starts[i], 0] : characters[stops[j], 1]]
-            best[row] = (sums[i, j], text)
-    return ["" if windows.may_lack and none[row] > score else text for row, (score, text) in enumerate(best)]
+            context, end = windows.contexts[row], int(characters[stops[j], 1])
+            while end < len(context) and category(context[end]) in MARKS:  # which its token has lost
+                end += 1
+            best[row] = (sums[i, j], context[characters[starts[i], 0] : end])
+    return ["" if may_lack and none[row] > score else text for row, (score, text) in enumerate(best)]

@@ -8,16 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fastdistill.data.classes import classes_of, declared_order, distinct_names
 from fastdistill.data.columns import complete, train_split
 from fastdistill.data.gold import Gold
-from fastdistill.data.labels import distinct_names
 from fastdistill.data.packing import NO_LABEL, Sequences
 from fastdistill.data.rows import (
     SOURCE,
     VALIDATION,
     Rows,
-    classes_of,
-    declared_order,
     divide,
     labelled_rows,
     open_splits,
@@ -82,6 +80,11 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     names = classes.names
     if task.group is not None and len(names or ()) != 2:
         raise ValueError(f"task.group ranks rows that are right or wrong, this task has {len(names or ())} classes")
+    if task.group is not None and classes.found and names not in (("0", "1"), ("False", "True")):
+        raise ValueError(
+            f"task.group ranks rows that are right or wrong, but which of {' and '.join(names or ())} is right nothing "
+            "says: set task.label_names, the right one last"
+        )
     train = read_rows(train_source, task, train_labels, classes, "train")
     said = said_of_splits(task, sources)
 
@@ -112,7 +115,8 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     origins = {name: rows.origin for name, rows in splits.items()}
     splits |= {f"test, {name}": rows for name, rows in more.items()}
     in_train = _in_train(splits)
-    ready = {name: tokenise(tokenizer, rows, task, names) for name, rows in splits.items()}
+    may_lack = task.kind == "span" and not all(all(rows.labels) for rows in splits.values())
+    ready = {name: tokenise(tokenizer, rows, task, names, may_lack) for name, rows in splits.items()}
     for name, count in in_train.items():
         ready[name] = replace(ready[name], counts={**ready[name].counts, "in train": count})
     return TaskData(
@@ -123,7 +127,7 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         rows=train,
         label_names=names,
         origins=origins,
-        said=[*said, *_said_of_rows(splits, in_train)],
+        said=[*said, *_said_of_rows(splits, in_train), *_said_of_labels(splits, names)],
     )
 
 
@@ -149,13 +153,51 @@ def _said_of_rows(splits: Mapping[str, Rows], in_train: Mapping[str, int]) -> li
     return said
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Rows, task: Task, names: tuple[str, ...] | None) -> Sequences:
-    """The rows of a completed task as token sequences, with their labels and what predictions are compared with."""
+def _said_of_labels(splits: Mapping[str, Rows], names: tuple[str, ...] | None) -> list[str]:
+    """Labels of held-out rows that leave nothing, or less, to be scored.
+
+    Raises:
+        ValueError: of rows that compete for a rank none is right.
+    """
+    said = []
+    for name, rows in splits.items():
+        if name == "train" or not isinstance(rows.labels, np.ndarray):
+            continue
+        if rows.groups is not None:
+            groups, ranked = len(np.unique(rows.groups)), len(np.unique(rows.groups[rows.labels == 1]))
+            if not ranked:
+                raise ValueError(
+                    f"{name}: in none of its {groups:,} groups a row is right, so that none can be ranked; give rows "
+                    f"of the class {names[1] if names else 1!r}, or name the other class last in task.label_names"
+                )
+            if ranked < groups:
+                said.append(f"task: {groups - ranked:,} of {groups:,} groups of {name} have no right row, mrr and map "
+                            "leave them out")  # fmt: skip
+        elif rows.labels.ndim == 1 and (rows.labels == rows.labels[0]).all():
+            label = names[rows.labels[0]] if names else rows.labels[0]
+            said.append(f"task: all rows of {name} have the label {label}, so that most metrics tell nothing")
+    return said
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    task: Task,
+    names: tuple[str, ...] | None,
+    may_lack: bool = False,
+) -> Sequences:
+    """The rows of a completed task as token sequences, with their labels and what predictions are compared with;
+    whether questions `may_lack` an answer all splits decide."""
     assert task.kind is not None
     assert task.max_length is not None
     if task.kind == "tagging":
         assert names is not None
         sequences, places, words = first_pieces(tokenizer, rows.texts, task.max_length)
+        if not len(places):
+            raise ValueError(
+                f"{rows.origin}: the tokenizer keeps no word of its {len(rows.texts):,} rows; are they words, in its "
+                "language?"
+            )
         token_labels = np.full(len(sequences.input_ids), NO_LABEL, np.int64)
         token_labels[places] = np.concatenate([tags[kept] for tags, kept in zip(rows.labels, words, strict=True)])
         gold = Gold(task.kind, [[names[tag] for tag in tags] for tags in rows.labels], names, words=words)
@@ -167,7 +209,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Rows, task: Task, names: 
         sequences, windows = cut_windows(
             tokenizer, rows.texts, rows.pairs, right, task.max_length, task.doc_stride or 0
         )
-        gold = Gold(task.kind, [tuple(text for _, text in own) for own in right], windows=windows)
+        gold = Gold(task.kind, [tuple(text for _, text in own) for own in right], windows=windows, may_lack=may_lack)
         return replace(sequences, gold=gold)
     sequences = truncate_examples(tokenizer, rows.texts, rows.pairs, task.max_length)
     labels = np.asarray(rows.labels)
@@ -180,6 +222,8 @@ def _check_variety(rows: Rows, task: Task, names: tuple[str, ...] | None, where:
         raise ValueError(
             f"{where}: {names[0]!r} is the only class, which a text has or has not: label the rows 0 and 1, and set "
             "task.kind to classification"
+            if names
+            else f"{where}: no row has a class; give the classes of each text, or a 0 or 1 for each of them"
         )
     if task.kind == "span":
         same, shown = not any(rows.labels), "no answer"

@@ -16,7 +16,7 @@ from fastdistill.models.capture import ATTENTION
 from fastdistill.models.heads import AUTO, PROBLEM_TYPES, Headed
 from fastdistill.recipe import HeadKind
 
-READ_ALIKE = "é\u0301 Ｗ \t東京 it's 3.14, x_1-y!"  # what tokenizers of one vocabulary differ in, beside case
+READ_ALIKE = "é\u0301 Ｗ \t東京\x07\u200b it's 3.14, x_1-y!"  # what tokenizers of one vocabulary differ in, beside case
 
 
 @contextmanager
@@ -145,8 +145,9 @@ def check_same_tokens(path: str | Path, tokenizer: Tokenizer) -> None:
             f"{path} and the teacher have tokenizers with different vocabularies, but must read the same token "
             "ids: take models of one tokenizer"
         )
-    words = [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isalpha()][:10]
-    for text in (READ_ALIKE, *words, *map(str.capitalize, words)):
+    words = [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isalpha()][:80]
+    pieced = "".join(words)[:80]  # a word that is none of the vocabulary's
+    for text in (READ_ALIKE, *words[:10], *map(str.capitalize, words[:10]), pieced):
         theirs, ours = (one(text, text).encodings[0].tokens for one in (other, tokenizer))
         if theirs != ours:
             raise ValueError(

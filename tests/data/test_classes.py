@@ -100,6 +100,57 @@ def test_numbers_beside_names_are_refused_where_nobody_gave_an_order(
     assert data.test.labels.tolist() == LABELS
 
 
+@pytest.mark.parametrize("kind", ["classification", "tagging", "multilabel"])
+def test_splits_that_declare_their_classes_in_another_order(
+    kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The same names are read by name, some of them too; others are refused, and never read by their place."""
+
+    def declare(split: str, names: list[str], labels: list[str]) -> Task:
+        label = datasets.ClassLabel(names=names)
+        listed = {"tagging": datasets.Sequence(label), "multilabel": datasets.Sequence(label)}.get(kind, label)
+        text = datasets.Sequence(datasets.Value("string")) if kind == "tagging" else datasets.Value("string")
+        rows = {
+            "text": [row.split()[:1] if kind == "tagging" else row for row in TEXTS[: len(labels)]],
+            "label": labels if kind == "classification" else [[x] for x in labels],
+        }
+        features = datasets.Features({"text": text, "label": listed})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+        return Task(path=str(tmp_path), text="text", label="label", kind=kind, validation_size=4)  # type: ignore[arg-type]
+
+    declare("train", ["n", "p", "x"], ["n", "p", "x"] * 8)
+    for names in (["p", "x", "n"], ["x", "n"], ["N", "X", "P"]):
+        last, first = names[-1], names[0]
+        test = load_task(declare("test", names, [first, last, first]), tokenizer, 0).test
+        assert test.gold is not None
+        wanted = [name.lower() for name in (first, last, first)]
+        if kind == "tagging":
+            assert test.gold.rows == [[name] for name in wanted]
+        else:
+            found = test.labels.argmax(1) if kind == "multilabel" else test.labels
+            assert ["npx"[place] for place in found] == wanted
+    for names in (["n", "x", "y"], ["a", "b", "c"], ["n", "p", "x", "y"]):
+        with pytest.raises(
+            ValueError, match=rf"test.parquet declares the classes {', '.join(names)}, train has n, p, x"
+        ):
+            load_task(declare("test", names, [names[0]] * 3), tokenizer, 0)
+
+
+def test_files_of_one_split_declare_the_same_classes(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    first, second = (tmp_path / f"train-0000{n}-of-00002.parquet" for n in (0, 1))
+    task = declaring(tmp_path, "n", "p")
+    (tmp_path / "train.parquet").rename(first)
+    declaring(tmp_path, "n", "p")
+    (tmp_path / "train.parquet").rename(second)
+    assert len(load_task(task, tokenizer, 0).rows.texts) == 2 * len(TEXTS) - 8
+    declaring(tmp_path, "p", "n")
+    (tmp_path / "train.parquet").rename(second)
+    with pytest.raises(
+        ValueError, match=r"00001-of-00002.parquet declares the classes p, n for column 'label', .* n, p"
+    ):
+        load_task(task, tokenizer, 0)
+
+
 def test_a_definition_renames_no_classes_of_the_data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     def defined(*names: str) -> Task:
         return dataclasses.replace(declaring(tmp_path, *names, column="sentence"), name="sst2")

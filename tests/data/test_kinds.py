@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from fastdistill.data.packing import NO_LABEL, collate
@@ -21,18 +20,6 @@ def write(folder: Path, **splits: list[dict[str, Any]]) -> str:
     for name, rows in splits.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)
-
-
-@pytest.fixture
-def pieces() -> PreTrainedTokenizerFast:
-    """BERT's way of cutting words into pieces; it keeps nothing of a zero-width space."""
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] film ##s ##ed good paris lon ##don in ."
-    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words.split())}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
 
 
 TAGGED = [

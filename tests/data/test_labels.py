@@ -8,14 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdistill.data.labels import (
-    Classes,
-    class_indices,
-    distinct_names,
-    is_hidden,
-    regression_targets,
-    width_of_vectors,
-)
+from fastdistill.data.classes import Classes, distinct_names, width_of_vectors
+from fastdistill.data.labels import class_indices, is_hidden, regression_targets
 
 
 @pytest.mark.parametrize(
@@ -34,6 +28,15 @@ def test_distinct_names(labels: list[Any], names: tuple[str, ...]) -> None:
     assert distinct_names(labels) == names
     found = class_indices(labels, Classes(names, found=True), "f")
     assert found.tolist() == [names.index(str(n).removesuffix(".0")) for n in labels]
+
+
+@pytest.mark.parametrize("missing", ["NA", "n/a", "null", "None", "NaN"])
+def test_what_tables_write_for_a_missing_number_is_no_class(missing: str) -> None:
+    names = distinct_names(["0", "1", missing])
+    assert names == ("0", "1")
+    with pytest.raises(ValueError, match=rf"f, row 3: label '{missing}' is none of the 2 classes \(0, 1\)"):
+        class_indices(["0", "1", missing], Classes(names, found=True), "f")
+    assert distinct_names(["some", "all", "none"]) == ("all", "none", "some")
 
 
 @pytest.mark.parametrize("labels", [["neg", "pos", "neg"], [0, 1, 0], ["0", "1", "0"], [0.0, 1.0, 0.0], ["neg", 1, 0]])

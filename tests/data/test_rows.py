@@ -108,7 +108,7 @@ def test_files_without_split_names_are_all_train(tmp_path: Path, tokenizer: PreT
 
 
 def test_rows_of_train_in_other_splits_are_counted_and_said(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    test = [{"text": text, "label": 1} for text in ("e c", "e b c", "e  c", "E c", "g", "e c")]
+    test = [{"text": text, "label": n % 2} for n, text in enumerate(("e c", "e b c", "e  c", "E c", "g", "e c"))]
     path = write(tmp_path, train=rows(20, "e"), validation=[*rows(2, "d"), rows(1, "e")[0]], test=test)
     data = load(path, tokenizer)
     assert (data.validation.counts["in train"], data.test.counts["in train"]) == (1, 3)

@@ -91,6 +91,10 @@ def test_rows_come_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("name", "split"),
     [
         ("train-00000-of-00002.parquet", "train"),
+        ("train/part-0.csv", "train"),
+        ("data/Test_b/0/part-0.csv", "test_b"),
+        ("test/train.csv", "train"),
+        ("tests/part-0.csv", None),
         ("dev.tsv.gz", "dev"),
         ("Test.csv", "test"),
         ("train_part1.csv", "train_part1"),
@@ -101,7 +105,7 @@ def test_rows_come_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_file_names_tell_splits(name: str, split: str | None) -> None:
-    assert split_of(Path(name)) == split
+    assert split_of(Path("test") / name, Path("test")) == split
 
 
 def test_reading_leaves_no_trace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
