@@ -87,7 +87,7 @@ def test_what_is_found_in_the_rows_is_said_before_training_and_counted(world: Pa
     assert [line[:40] for line in inputs.said[1:]] == [
         "task: not used: notes.csv; used are trai",
         "task: 5 of 5 rows of test are in train w",
-        "task: 2 classes (negative, positive)",
+        "task: 2 classes (negative, positive), f1",
     ]
     assert inputs.data_counts()["test"]["in train"] == 5
 

@@ -64,6 +64,7 @@ def do(jobs: list[Job], work: Work, data: Path, clock: Clock) -> tuple[list[str]
         if job.kind in ("run", "teacher") and len(needs) < len(job.needs):
             needs = [need for need in needs if need.folder not in diverged]  # a rate that is too high is a result
         if any(need.folder in elsewhere for need in needs):
+            print(f"left, for another process makes what it starts from: {job.name}")
             elsewhere.add(job.folder)
         elif needs:
             print(f"left out: {job.name}, for {', '.join(need.name for need in needs)} failed")
@@ -133,6 +134,8 @@ def main(argv: list[str] | None = None) -> None:
     clock = Clock(options.most_seconds)
     for name, found in jobs.items():
         asked = found if options.only is None else chosen(with_needs(found), options.only)
+        if not asked:
+            print(f"{name} has no job that fits {options.only!r}; --list without --only prints their names")
         if options.list:
             print("\n".join(f"{work.state(job):<6} {name}  {job.name}" for job in with_needs(asked)))
         elif experiments[name].common.get("device") == "cuda" and not has_gpu():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -61,7 +63,7 @@ def _resampled(work: Work, jobs: dict[Place, Job]) -> dict[Place, np.ndarray]:
     """The scores of the runs of one task on resamples of its test rows."""
     if not jobs:
         return {}
-    answers = {place: dict(np.load(work.job(job) / "predictions.npz")) for place, job in jobs.items()}
+    answers = {place: _predictions(work.job(job) / "predictions.npz") for place, job in jobs.items()}
     results = [work.result(job) for job in jobs.values()]
     (first, *others) = (answer["labels"] for answer in answers.values())
     if not all(np.array_equal(first, other) for other in others):
@@ -74,6 +76,13 @@ def _resampled(work: Work, jobs: dict[Place, Job]) -> dict[Place, np.ndarray]:
         results[0]["metric"], [a["predictions"] for a in answers.values()], first, results[0]["classes"]
     )
     return dict(zip(answers, scores, strict=True))
+
+
+def _predictions(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(np.load(path))
+    except (OSError, EOFError, ValueError, BadZipFile):
+        raise ValueError(f"{path} is missing or damaged: delete {path.parent}, and the job is done again") from None
 
 
 def _task(task: str, results: dict[Place, Result], teachers: dict[str, Result]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -140,6 +140,8 @@ def read(path: Path) -> Experiment:
         values = _load(path)
         if (base := values.pop("base", None)) is not None:
             values = _load(path.parent / str(base)) | values
+            if "base" in values:
+                raise ValueError(f"its base {base} has a base of its own: name the file that has none")
         config = parser.instantiate(parser.parse_object(values))
         experiment = Experiment(**{f.name: getattr(config, f.name) for f in fields(Experiment)})
         _check(experiment)
@@ -149,6 +151,8 @@ def read(path: Path) -> Experiment:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; experiments are in {Path(__file__).parent}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -194,6 +198,16 @@ def _check(experiment: Experiment) -> None:
     for what, rates in (("teacher.", experiment.teacher.learning_rates), ("", experiment.learning_rates)):
         if not rates:
             raise ValueError(f"{what}learning_rates is empty: name one, or several to choose from")
+        _once(f"{what}learning_rates", rates)
+    positive = {f"teacher.learning_rates[{n}]": rate for n, rate in enumerate(experiment.teacher.learning_rates)} | {
+        f"learning_rates[{n}]": rate for n, rate in enumerate(experiment.learning_rates)
+    }
+    positive |= {f"teacher.{name}": getattr(experiment.teacher, name) for name in ("epochs", "tokens_per_batch")}
+    positive |= {f"budget.{name}": getattr(experiment.budget, name) for name in ("general_steps", "general_tokens")}
+    positive |= {f"budget.task_steps.{name}": steps for name, steps in experiment.budget.task_steps.items()}
+    for name, value in (positive | {"budget.task_tokens": experiment.budget.task_tokens}).items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} is {value}: it must be above 0")
     for key, task in experiment.tasks.items():
         if task.split_seed is not None:
             raise ValueError(f"tasks.{key}.split_seed is {task.split_seed}, but teacher.seed decides: leave it out")
@@ -207,6 +221,8 @@ def _check(experiment: Experiment) -> None:
         _known(f"tables.{key}.tasks", table.tasks or (), experiment.tasks)
         if not table.seeds:
             raise ValueError(f"tables.{key}.seeds is empty: name one")
+        _once(f"tables.{key}.seeds", table.seeds)
+        _once(f"tables.{key}.rows", table.rows)
     for key, method in experiment.methods.items():
         _check_method(experiment, f"methods.{key}", key, method)
 
@@ -232,6 +248,12 @@ def _check_method(experiment: Experiment, name: str, key: str, method: Method) -
     for stage, share in method.shares.items():
         if not 0 < share < float("inf"):
             raise ValueError(f"{name}.shares.{stage} is {share}: it must be above 0")
+
+
+def _once(name: str, values: Sequence[Any]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{name} has {value} twice: name each once")
 
 
 def _known(name: str, given: Iterable[str], known: Iterable[str]) -> None:

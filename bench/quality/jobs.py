@@ -273,7 +273,10 @@ def budgeted(recipe: Recipe, experiment: Experiment, shares: dict[str, float], t
         ends = [round(steps * end / sum(parts)) for end in accumulate(parts)]
         for name, (begin, end) in zip(names, pairwise([0, *ends]), strict=True):
             if begin == end:
-                raise ValueError(f"{steps} steps leave none for stage {name}: enlarge the budget or its share")
+                raise ValueError(
+                    f"{steps} steps leave none for stage {name}, for the stages share them as {parts}: enlarge the "
+                    "budget or its share"
+                )
             stages[name] = replace(
                 stages[name], steps=end - begin, epochs=None, tokens_per_batch=tokens, gradient_accumulation_steps=1
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.record import RESULTS
 
+EXPERIMENTS = Path(__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 NOT_RUN = "not run"
 METRICS = {
@@ -26,7 +27,9 @@ Scores are of rows that no choice was made on, in %, and in brackets what that i
 seeds the mean and the standard deviation. Choices were made on other rows, the same for teachers and all methods: those
 of the data's validation split where test rows are scored, otherwise rows set aside from train. They are the learning
 rate of the teacher and that of each method's last stage, out of those that are listed, and the best epoch of a stage
-with labels. Learning rates of earlier stages, temperatures and weights were set by hand.
+with labels. Learning rates of earlier stages, temperatures and weights were set by hand. Variants of a method were
+thought of after results of others, some of them on these very rows (`bench/NOTES.md` says which): what those reach
+here may be more than they reach elsewhere.
 Every student of a table begins with the same layers of its teacher, if its line does not say otherwise, and takes the
 same optimiser steps of the same number of tokens; methods without a stage on general text take none there. What always
 gives the same answer scores as the line of that name says.
@@ -41,8 +44,10 @@ widened for their number.
 def render() -> str:
     """The page; one section for every experiment of every machine."""
     paths = sorted(RESULTS.glob("*/quality_*.json"))
-    sections = [section(json.loads(path.read_text())) for path in paths]
-    return "\n".join([INTRODUCTION, *(sections or ["No experiment has been run yet.\n"])])
+    found = [json.loads(path.read_text()) for path in paths]
+    lacking = sorted({path.stem for path in EXPERIMENTS.glob("*.yaml")} - {one["experiment"] for one in found})
+    lines = [f"Experiments of `bench/quality/` that were not run: {', '.join(lacking)}.\n"] if lacking else []
+    return "\n".join([INTRODUCTION, *lines, *map(section, found)])
 
 
 def section(found: dict[str, Any]) -> str:
@@ -183,7 +188,10 @@ def _ends(found: dict[str, Any], table: dict[str, Any], student: str, rows: dict
         chosen = {
             (run["row"], run["task"])
             for run in found["runs"]
-            if run["student"] == student and run["seed"] in table["seeds"] and run["learning_rate"] == rate
+            if run["student"] == student
+            and run["seed"] in table["seeds"]
+            and run["learning_rate"] == rate
+            and [trial["validation"] for trial in run["trials"]].count(run["validation"]) == 1
         }
         mine = {row: [task for task in table["tasks"] if (row, task) in chosen] for row in rows}
         names = [f"{_title(found, row)} ({', '.join(tasks)})" for row, tasks in mine.items() if tasks]

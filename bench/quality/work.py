@@ -46,9 +46,17 @@ class Work:
         return self.root / "runs" / job.folder
 
     def result(self, job: Job) -> Result | None:
-        """What a finished job came to."""
+        """What a finished job came to.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
         path = self.job(job) / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        if (result := _read(path)) is None:
+            raise ValueError(f"{path} is damaged: delete {path.parent}, and the job is done again")
+        return result
 
     def done(self, job: Job, *, with_model: bool = False) -> bool:
         return (self.job(job) / "result.json").exists() and (not with_model or (self.jobs / job.model).exists())
@@ -104,11 +112,20 @@ class Work:
             below[:] = [name for name in below if not name.startswith(".") and name != "model"]
             if "result.json" in files:
                 with suppress(FileNotFoundError):
-                    results.append(json.loads((Path(folder) / "result.json").read_text()))
-        like = [result for result in results if result["kind"] == job.kind]
+                    results.append(_read(Path(folder) / "result.json") or {})
+        like = [result for result in results if result.get("kind") == job.kind]
         for what in ("row", "student", "task", "steps"):
             like = [r for r in like if r[what] == getattr(job, what)] or like
         return max((r["seconds"] for r in like), default=0.0)
+
+
+def _read(path: Path) -> Result | None:
+    """A result; None where the file is damaged."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) and result.keys() >= {"machine", "versions"} else None
 
 
 def digest_of(path: Path) -> str | None:

@@ -156,6 +156,21 @@ def test_averages_are_of_the_seeds_that_no_task_lacks(work: tuple[Experiment, Wo
     assert good["average"] is None
 
 
+@pytest.mark.parametrize("name", ["result.json", "predictions.npz"])
+@pytest.mark.parametrize("content", ["", "{", "{}", "[1]", None])
+def test_damaged_results_are_named(name: str, content: str | None, work: tuple[Experiment, Work]) -> None:
+    experiment, folder = work
+    job = next(job for job in all_jobs(experiment) if job.kind == "run" and job.name not in MISSING)
+    file = folder.job(job) / name
+    file.unlink() if content is None else file.write_text(content)
+    if (name, content) == ("result.json", None):  # then it has not been run
+        assert collect("tiny", *work)["runs"]
+        return
+    with pytest.raises(ValueError, match=rf"{file} is .*damaged: delete {file.parent}, and the job is done again"):
+        collect("tiny", *work)
+    folder.expected_seconds(job)  # other jobs go on
+
+
 def test_runs_scored_on_other_rows_are_refused(work: tuple[Experiment, Work]) -> None:
     experiment, folder = work
     (job,) = (job for job in all_jobs(experiment) if job.name == "good/2x12/two/2")

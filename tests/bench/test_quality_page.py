@@ -180,19 +180,20 @@ def test_the_setting_is_said() -> None:
 
 def test_the_page_holds_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "RESULTS", tmp_path)
-    assert "No experiment has been run yet." in page.render()
+    assert page.render().endswith("that were not run: chinese, full, longer, narrow, small.\n")
     for name in ("small", "full"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"quality_{name}.json").write_text(json.dumps(FOUND | {"experiment": name}))
     text = page.render()
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## full", "## small"]
-    assert "yet" not in text
+    assert "that were not run: chinese, longer, narrow.\n" in text
 
 
 def test_rates_at_an_end_of_those_tried_are_said() -> None:
     def run(row: str, task: str, rate: float, **other: Any) -> dict[str, Any]:
-        return {"row": row, "student": "4x384", "task": task, "seed": 1, "learning_rate": rate} | other
+        return {"row": row, "student": "4x384", "task": task, "seed": 1, "learning_rate": rate} | best | other
 
+    best: dict[str, Any] = {"validation": 0.9, "trials": [{"validation": 0.9}, {"validation": 0.8}]}
     ends = copy.deepcopy(FOUND)
     ends["config"]["learning_rates"] = [5e-5, 1e-4, 2e-4]
     ends["runs"] = [
@@ -203,5 +204,5 @@ def test_rates_at_an_end_of_those_tried_are_said() -> None:
         "\n\nOf the rates tried, on the validation rows the best was the highest in gold labels (stsb); tiny (rte), "
         "and the lowest in tiny (stsb): one beyond might do better.\n\nNot run: other.\n"
     ) in page.section(ends)
-    ends["runs"] = [run("control", "rte", 1e-4)]
+    ends["runs"] = [run("control", "rte", 1e-4), run("tiny", "rte", 5e-5, trials=[{"validation": 0.9}] * 2)]
     assert "Of the rates" not in page.section(ends)
