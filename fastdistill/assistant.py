@@ -17,7 +17,8 @@ def split(recipe: Recipe, shape: Student) -> tuple[Recipe, Recipe]:
     """The run that distils the assistant, and the one in which the assistant teaches the student.
 
     Raises:
-        ValueError: no stage gives the assistant a head, or it would have to teach masked words.
+        ValueError: no stage gives the assistant a head, it would have to teach masked words, or it has no weights
+            for the student to start from.
     """
     stages = {name: stage for name, stage in recipe.stages.items() if not stage.skip}
     if not any((stage.losses.soft or stage.losses.hard) and stage.data != "masked" for stage in stages.values()):
@@ -32,8 +33,13 @@ def split(recipe: Recipe, shape: Student) -> tuple[Recipe, Recipe]:
         recipe, student=shape, assistant=None, output_dir=str(folder), control=replace(recipe.control, skip=True)
     )
     learnt = [name for name, stage in stages.items() if stage.teacher == "pretrained"]
-    general = str(folder / "stages" / learnt[-1]) if learnt else None
-    return before, replace(recipe, teacher=Teacher(path=general, finetuned=str(folder / "student")))
+    if not learnt and shape.init == "random" and recipe.student.init == "teacher" and recipe.student.path is None:
+        raise ValueError(
+            "assistant.init is random and no stage has teacher: pretrained, so that the student would start from "
+            "random weights: leave assistant.init out, or set student.init random too"
+        )
+    general = folder / "stages" / (learnt[-1] if learnt else "init")  # what it was before it knew the task
+    return before, replace(recipe, teacher=Teacher(path=str(general), finetuned=str(folder / "student")))
 
 
 def _words_of(recipe: Recipe) -> str | None:
@@ -61,8 +67,9 @@ def check(before: Recipe, after: Recipe) -> None:
     with TemporaryDirectory() as folder:
         assistant.model.save_pretrained(folder)
         inputs.tokenizer.save_pretrained(folder)
-        teacher = Teacher(path=after.teacher.path and folder, finetuned=folder)
+        teacher = Teacher(path=folder, finetuned=folder)
         try:
             load_inputs(replace(after, teacher=teacher))
         except ValueError as error:
-            raise ValueError(str(error).replace(folder, str(after.teacher.finetuned))) from None
+            told = str(error).replace(folder, str(after.teacher.finetuned))
+            raise ValueError(f"with the assistant for a teacher: {told}") from None

@@ -17,6 +17,7 @@ from fastdistill_kernels.checks import TEMPERATURES
 GENERAL = ("general", "masked")  # data that is general text
 AVERAGED = ("soft", "hidden", "embedding", "patience", "cosine")  # losses on what several teachers have a mean of
 AUGMENTED = ("classification", "regression", "multilabel")  # kinds whose labels stay right when words are replaced
+HEAVIEST = 1e6  # weight of a teacher
 RESERVED = {"init", "finetune", "control", *(f.name for f in dataclasses.fields(Recipe))}
 
 
@@ -54,9 +55,10 @@ def check_values(recipe: Recipe) -> None:
             f"verify_cache is {recipe.verify_cache}, but there is no cache: set teacher_cache, or leave it out"
         )
     others, weights = recipe.teacher.others, recipe.teacher.weights
-    if weights is not None and (len(weights) != 1 + len(others) or not all(0 < w < math.inf for w in weights)):
+    if weights is not None and (len(weights) != 1 + len(others) or not all(0 < w <= HEAVIEST for w in weights)):
         raise ValueError(
-            f"teacher.weights is {list(weights)}: give {1 + len(others)} numbers above 0, one for each teacher"
+            f"teacher.weights is {list(weights)}: give {1 + len(others)} numbers above 0, and {HEAVIEST:g} at most, "
+            "one for each teacher"
         )
     stages = [stage for stage in recipe.stages.values() if not stage.skip]
     asked = [
@@ -144,7 +146,11 @@ def check_augment(task: Task) -> None:
         ("probability", 0 < augment.probability <= 1, "above 0, and 1 at most"),
         ("candidates", augment.candidates >= 1, "1 or more"),
         ("max_length", augment.max_length >= 1, "1 or more"),
-        ("tokens_per_batch", augment.tokens_per_batch >= 1, "1 or more"),
+        (
+            "tokens_per_batch",
+            augment.tokens_per_batch >= augment.max_length,
+            f"max_length ({augment.max_length}) or more",
+        ),
     ):
         if not good:
             raise ValueError(f"task.augment.{option} is {getattr(augment, option)}: it must be {bound}")

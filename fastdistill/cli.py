@@ -58,7 +58,12 @@ class Parser(ArgumentParser):
 
 
 GROUP = "it is a group of options, give some of them under it or leave it out"
-ONE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+ONE = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: 'text, in quotes where it looks like a number, as "1:3" does',
+}
 SEVERAL = {int: "whole numbers", float: "numbers", str: 'texts, such as ["a", "b"]', list: "lists, such as {a: [1, 2]}"}
 
 
@@ -161,14 +166,21 @@ def parse(
     recipe: Recipe, argv: list[str] | None, prog: str, description: str, modes: Mapping[str, Recipe] = NONE
 ) -> tuple[Recipe, Namespace]:
     """The recipe, or that of the mode that `argv` switches on, with the overrides of `argv`; and the run's switches."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = make_parser(recipe, prog, description, modes)
-    given = _parsed(parser, [word for word in argv if not word.startswith("--print_config")], defaults=False)
+    given = _given(recipe, argv, prog, description, modes)
     if chosen := [mode for mode in modes if given.get(mode)]:
         recipe = modes[chosen[0]]
     recipe = _without_excluded(recipe, given)
     parser = make_parser(recipe, prog, description, modes)
     return _chosen(recipe, parser, _parsed(parser, argv))
+
+
+def _given(
+    recipe: Recipe, argv: list[str] | None, prog: str, description: str, modes: Mapping[str, Recipe]
+) -> Namespace:
+    """What `argv` says, without the defaults of what it leaves open."""
+    argv = sys.argv[1:] if argv is None else argv
+    words = [word for word in argv if not word.startswith("--print_config")]
+    return _parsed(make_parser(recipe, prog, description, modes), words, defaults=False)
 
 
 def _parsed(parser: Parser, argv: list[str] | None, *, defaults: bool = True) -> Namespace:
@@ -248,7 +260,7 @@ def main(
     recipe: Recipe,
     description: str | None,
     argv: list[str] | None = None,
-    prepare: Callable[[Recipe], Recipe] | None = None,
+    prepare: Callable[[Recipe, Mapping[str, Any]], Recipe] | None = None,
     modes: Mapping[str, Recipe] = NONE,
 ) -> Any:
     """Parse the command line and run the recipe; bad input ends with one line on stderr and exit code 2.
@@ -257,9 +269,11 @@ def main(
         recipe: the defaults.
         description: what `--help` says first.
         argv: the command line, default that of the process.
-        prepare: completes the recipe once it is parsed, before it runs.
+        prepare: completes the recipe once it is parsed, before it runs; it is told what options, by dotted name, the
+            command line gives.
         modes: other defaults by the name of the switch that chooses them.
     """
+    given = dict(_given(recipe, argv, _program(), description or "", modes).items())
     recipe, config = parse(recipe, argv, _program(), description or "", modes)
 
     from fastdistill import ranks
@@ -268,7 +282,7 @@ def main(
         from fastdistill.runner import run
 
         ranks.join()
-        recipe = ranks.first(lambda: prepare(recipe)) if prepare else recipe
+        recipe = ranks.first(lambda: prepare(recipe, given)) if prepare else recipe
         if config.sweep is not None:
             from fastdistill.sweep import sweep
 

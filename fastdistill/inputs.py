@@ -21,7 +21,7 @@ from fastdistill.data.corpus import load_corpus
 from fastdistill.data.masking import Masking
 from fastdistill.data.packing import Loader, Sequences
 from fastdistill.data.rows import Rows
-from fastdistill.data.tasks import TaskData, load_task, tokenise
+from fastdistill.data.tasks import TaskData, load_task, said_of_memory, tokenise, words_in_common
 from fastdistill.metrics import metrics_of
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.pretrained import Tokenizer
@@ -190,8 +190,12 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     _check_budgets(models.stages, inputs)
     if augmented:
         copies = augment(recipe, task, say)
-        assert isinstance(task.rows.labels, np.ndarray), "check_augment refuses labels of single words"
-        rows = Rows(copies.texts, copies.pairs, task.rows.labels[copies.source_ids], copies.origin)
+        train = task.rows["train"]
+        assert isinstance(train.labels, np.ndarray), "check_augment refuses labels of single words"
+        rows = Rows(copies.texts, copies.pairs, train.labels[copies.source_ids], copies.origin)
+        in_train, in_all = words_in_common(train, task.rows), words_in_common(rows, task.rows)
+        more = {name: count - in_train[name] for name, count in in_all.items()}
+        inputs.said += said_of_memory(more, task.rows, "among the copies")
         read = tokenise(tokenizer, rows, recipe.task, task.label_names)
         inputs.augmented = replace(read, counts={**copies.counts, **read.counts})
         inputs.copied_from = copies.origin
@@ -203,7 +207,7 @@ def augment(recipe: Recipe, task: TaskData, say: Callable[[str], None]) -> Augme
     """The task's rows of train and their copies, from the cache or made now; see `load_augmented`."""
     runtime = Runtime.of(recipe)
     return load_augmented(
-        recipe.task, task.rows, task.label_names, recipe.teacher.path, recipe.cache_dir, recipe.seed,
+        recipe.task, task.rows["train"], task.label_names, recipe.teacher.path, recipe.cache_dir, recipe.seed,
         device=runtime.device, dtype=runtime.teacher_dtype or runtime.dtype, say=say,
     )  # fmt: skip
 

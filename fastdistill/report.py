@@ -156,7 +156,8 @@ def _row(name: str, values: dict[str, Any], teacher: dict[str, Any]) -> str:
 
 def _models(report: Report) -> dict[str, str]:
     """The models of the report, and what to call them."""
-    called = {"teacher": "assistant" if "original_teacher" in report else "teacher"}
+    first = "first teacher" if report["recipe"]["teacher"]["others"] else "teacher"
+    called = {"teacher": "assistant" if "original_teacher" in report else first}
     return called | {name: name for name in ("student", "control") if name in report}
 
 
@@ -178,6 +179,8 @@ def summary(report: Report) -> str:
         sentences.append(f"The student keeps {100 * report['retention']:.1f} % of its {teacher}'s score.")
     if "agreement" in student:
         sentences.append(f"It agrees with its {teacher} on {100 * student['agreement']:.1f} % of the rows.")
+    if others := report["recipe"]["teacher"]["others"]:
+        sentences.append(f"The student learnt from {len(others)} more teachers, which are not scored here.")
     if original := report.get("original_teacher"):
         scored = f"{100 * original['score']:.1f} %, " if original["score"] is not None else ""
         sentences.append(

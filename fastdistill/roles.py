@@ -68,6 +68,11 @@ def load_models(recipe: Recipe) -> Models:
             f"{teacher.vocab_size}: they do not belong together"
         )
     student = make_student(teacher, recipe.student, recipe.seed)
+    if base != recipe.teacher.path and recipe.student.path is None and recipe.student.init == "teacher":
+        said.append(
+            f"the student starts from the fine-tuned weights of {base}, and so would a control: they know the task; "
+            "give --teacher.path too, the pretrained model, to start from that"
+        )
     for path in (recipe.student.path, recipe.teacher.finetuned):
         if path not in (None, base):
             check_same_tokens(path, tokenizer)

@@ -28,7 +28,7 @@ from fastdistill.evaluate import EVALUATION_TOKENS, predict, probe
 from fastdistill.inputs import Inputs, load_inputs
 from fastdistill.log import Log
 from fastdistill.loop import train
-from fastdistill.losses.objective import Objective
+from fastdistill.losses.objective import Objective, read_layers
 from fastdistill.machine import Portion, lacks_memory
 from fastdistill.metrics import metrics_of, score, scores
 from fastdistill.models.encoder import Encoder, Head
@@ -156,8 +156,7 @@ class Runner:
         """The student before any training; the control starts from it too."""
         folder = self.space.stage("init")
         if not ranks.agree(folder.exists):
-            student, projections = self.inputs.student, self.inputs.projections
-            ranks.agree(lambda: self._publish(folder, student, projections, {"name": "init"}))
+            ranks.agree(lambda: self._publish(folder, self.inputs.student, self.inputs.projections, {"name": "init"}))
         return folder
 
     def distil(self, name: str, stage: Stage, start: Path) -> Path:
@@ -165,8 +164,7 @@ class Runner:
         folder = self.space.stage(name)
         if not ranks.agree(folder.exists):
             teachers = self.inputs.load_teachers(stage, self.space.teacher)
-            student = self._load_student(start, stage)
-            self._train(name, stage, student, teachers, folder, start)
+            self._train(name, stage, self._load_student(start, stage), teachers, folder, start)
         return folder
 
     def train_control(self) -> None:
@@ -219,7 +217,8 @@ class Runner:
         teacher = teachers[0] if teachers else None
         if teacher is not None:
             layers = parse_layer_map(stage.layer_map, student.num_hidden_layers, teacher.num_hidden_layers)
-            self.log.say(f"{name}: {format_layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)}")
+            if read := read_layers(stage.losses, layers):
+                self.log.say(f"{name}: {format_layer_map(read, student.num_hidden_layers, teacher.num_hidden_layers)}")
         length = max_length(self.recipe, stage)
         objective = Objective(stage.losses, layers, student, teacher, kind=self.inputs.head(stage), max_length=length)
         if start is not None:
@@ -281,10 +280,11 @@ class Runner:
         else:
             live = Ensemble(teachers, weights or [1.0] * len(teachers), dtype, dropout=stage.teacher_dropout)
         epochs = steps * stage.gradient_accumulation_steps / len(loader.plan(0))
-        if not self.recipe.teacher_cache or epochs <= 1 or stage.teacher_dropout:
+        if not self.recipe.teacher_cache or epochs <= 1:
             return live
-        if loader.masking is not None:
-            self.log.say(f"{name}: no teacher cache, for every batch hides other words")
+        if loader.masking is not None or stage.teacher_dropout:
+            why = "every batch hides other words" if loader.masking is not None else "the teacher's dropout is on"
+            self.log.say(f"{name}: no teacher cache, for {why}")
             return live
         folder = Path(self.recipe.cache_dir).expanduser() / "teacher"
         ask = partial(

@@ -19,7 +19,7 @@ from fastdistill.data.columns import complete
 from fastdistill.recipe import Recipe
 from fastdistill.roles import load_models
 from fastdistill.runner import run
-from fastdistill.workspace import Workspace
+from fastdistill.workspace import Workspace, refuse_to_delete
 
 Values = dict[str, Any]
 # what all runs have in common: they learn from one teacher, and are compared on the same rows
@@ -54,6 +54,8 @@ def sweep(
     root = Path(recipe.output_dir).expanduser()
     names, variants = list(grid), list(combinations(recipe, grid))
     _check(recipe, root, variants)
+    if overwrite:
+        ranks.agree(lambda: _delete_surplus(root, recipe, len(variants)))
     rows: list[Values] = []
     teacher = recipe.teacher
     for number, (values, variant) in enumerate(variants):
@@ -85,6 +87,17 @@ def sweep(
     return rows
 
 
+def _delete_surplus(root: Path, recipe: Recipe, count: int) -> None:
+    """Delete what a larger grid left behind: its outcome, and its runs from `count` on."""
+    old = [path.parent for path in (root / "runs").glob("*/recipe.json") if path.parent.name.isdigit()]
+    surplus = [folder for folder in old if int(folder.name) >= count]
+    refuse_to_delete(surplus, recipe)
+    for name in ("sweep.md", "sweep.json"):
+        (root / name).unlink(missing_ok=True)
+    for folder in surplus:
+        shutil.rmtree(folder)
+
+
 def combinations(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[tuple[Values, Recipe]]:
     """The values of every run, and `recipe` with them."""
     if not grid:
@@ -92,6 +105,9 @@ def combinations(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[tupl
     for name, listed in grid.items():
         if not isinstance(listed, list | tuple) or not listed:
             raise ValueError(f"sweep: {name} is {listed!r}: give a list of values")
+    names = [part.strip() for name in grid for part in name.split(",")]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"sweep: {twice[0]} is named twice: leave one out")
     found = []
     for chosen in product(*grid.values()):
         values: Values = {}

@@ -121,7 +121,15 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
                 "--overwrite, or change only what has not run yet"
             )
 
-    doomed = _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage)
+    refuse_to_delete(_doomed(space, recipe, overwrite=overwrite, from_stage=from_stage), recipe)
+
+
+def refuse_to_delete(doomed: list[Path], recipe: Recipe) -> None:
+    """Refuse to delete folders that hold what `recipe` reads.
+
+    Raises:
+        ValueError: one does.
+    """
     teacher, augment = recipe.teacher, recipe.task.augment
     teachers = (teacher.path, teacher.finetuned, *teacher.others, augment.model)
     for path in (*teachers, recipe.student.path, recipe.general.path, recipe.task.path, augment.vectors):

@@ -1,9 +1,15 @@
-r"""TinyBERT's data augmentation by itself: a task's training rows and their copies, as a folder of parquet files.
+r"""TinyBERT's data augmentation by itself: a task's training rows and their copies, as a data set of parquet files.
 
     python -m recipes.augment --teacher.path bert-base-uncased --task.name sst2 \
         --task.augment.vectors glove.6B.300d.txt --output_dir sst2_augmented
 
-Runs whose stages have `data: augmented` make the same by themselves, and keep it in the same cache.
+The folder is a task to train on: --task.path sst2_augmented. Rows that a run sets aside from train for choices, or for
+its figures, are not copied but written beside, as validation and test. `source_id` numbers the rows of train that stood
+in the data, in order; a copy has the number of its own. Runs whose stages have `data: augmented` make the same copies
+by themselves, and keep them in the same cache.
+
+Result (README, bench/augment.py): on two threads of an EPYC bert-base finds the candidates of 59 words a second in
+bf16, 26 in fp32, where one forward pass for each word, as published, is at 24 and 10.
 """
 
 import dataclasses
@@ -24,13 +30,13 @@ def augment(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> None:
-    """Write the rows of train and their copies, and a report of what changed.
+    """Write the rows of train and their copies, those of validation and test, and a report of what changed.
 
     Args:
-        task: the rows; those that a run would set aside from train are left out.
+        task: the rows, divided as a run divides them.
         teacher: whose tokenizer tells how long texts are, and whose masked-LM head fills in words where
             task.augment.model names no other model.
-        output_dir: what is written: parquet files that `datasets` reads, and report.json.
+        output_dir: what is written: data/*.parquet, which `datasets` reads, and report.json.
         cache_dir: where the copies are made, and found again.
         seed: of splits and draws.
         device: where the model runs; auto takes the GPU when there is one.
@@ -39,8 +45,10 @@ def augment(
     from fastdistill import inputs
     from fastdistill.checkpoint import publish
     from fastdistill.checks import check_augment, check_values
+    from fastdistill.data.augment import REPORT
     from fastdistill.data.columns import complete
     from fastdistill.data.tasks import load_task
+    from fastdistill.data.written import write_rows
     from fastdistill.models.pretrained import load_tokenizer, quiet
 
     quiet()
@@ -61,10 +69,16 @@ def augment(
         print(line)
     made = inputs.augment(recipe, data, print)
 
-    def copy(to: Path) -> None:
-        shutil.copytree(made.folder, to, dirs_exist_ok=True)
+    def write(to: Path) -> None:
+        shutil.copytree(made.folder, to / "data")
+        (to / "data" / REPORT).rename(to / REPORT)
+        for name, rows in data.rows.items():
+            if name != "train":  # "test, mismatched" is test_mismatched to those who read it
+                write_rows(
+                    to / "data" / f"{name.replace(', ', '_')}-00000-of-00001.parquet", task, rows, data.label_names
+                )
 
-    publish(folder, copy)
+    publish(folder, write)
     print(f"{folder}: {', '.join(f'{what} {count:,}' for what, count in made.counts.items())}")
 
 

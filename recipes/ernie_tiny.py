@@ -11,7 +11,8 @@ tsd       task-specific distillation: latent losses, soft labels and hard labels
 control   the same student on gold labels alone
 
 With `--tad.data augmented --tsd.data augmented` the task stages also learn from copies of its rows in which words are
-replaced (`--task.augment.vectors glove.6B.300d.txt`; see --help for the rest).
+replaced (`--task.augment.vectors glove.6B.300d.txt`; see --help for the rest). `--config recipes/chinese.yaml` is for
+Chinese.
 
 Result (docs/results.md): four layers of e5-small, 384 wide, 1,000 steps on general text and 800 on the task, 34 to 48
 minutes on one thread of an EPYC: RTE 60.6, MRPC (F1) 86.8, CoLA 22.8, STS-B 86.0, where gold labels alone lead to

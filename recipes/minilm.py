@@ -7,9 +7,12 @@ Wang et al., arXiv 2002.10957, compare heads one to one: the student has as many
 --minilm.losses.relation_heads is their number (12). Models of other numbers of heads are compared too: queries and keys
 of both are then split anew, into as many parts as that says, which is the idea of recipes.minilm_v2.
 
+finetune  the teacher learns the task, for the report to compare with (left out by --finetune.skip true)
 minilm    KL divergence of attention and of value relations, last layer to last layer
 tune      gold labels
 control   the same student on gold labels alone, from the start
+
+No result yet: docs/results.md compares MiniLMv2 alone.
 """
 
 from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main

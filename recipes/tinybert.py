@@ -19,7 +19,9 @@ on the task, 34 minutes on one thread of an EPYC: RTE 57.4, MRPC (F1) 86.4, CoLA
 alone lead to 53.4, 80.6, 14.2 and 63.3, the teacher has 61.7, 88.7, 39.2 and 89.1.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main
 
@@ -71,15 +73,15 @@ PAPER = replace(
 )
 
 
-def gold_for_regression(recipe: Recipe) -> Recipe:
-    """The published program learns numbers (STS-B) from the gold labels alone."""
+def gold_for_regression(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """The published program learns numbers (STS-B) from the gold labels alone; weights that are given stay."""
     from fastdistill.data.columns import complete
 
-    prediction = recipe.stages["prediction"]
-    published = prediction.losses == PAPER.stages["prediction"].losses
-    if not published or complete(recipe.task)[0].kind != "regression":
+    if not given.get("paper_mode") or complete(recipe.task)[0].kind != "regression":
         return recipe
-    losses = replace(prediction.losses, soft=0.0, hard=1.0)
+    prediction = recipe.stages["prediction"]
+    soft, hard = (given.get(f"prediction.losses.{name}", weight) for name, weight in (("soft", 0.0), ("hard", 1.0)))
+    losses = replace(prediction.losses, soft=soft, hard=hard)
     return replace(recipe, stages=recipe.stages | {"prediction": replace(prediction, losses=losses)})
 
 

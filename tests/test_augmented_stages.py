@@ -51,6 +51,20 @@ def test_a_stage_learns_from_the_rows_and_their_copies(world: Path, tmp_path: Pa
     assert json.loads((tmp_path / "out" / "control" / "result.json").read_text())["steps"] == stage["steps"]
 
 
+def test_held_out_rows_among_the_copies_are_said(world: Path, tmp_path: Path) -> None:
+    recipe, folder = recipe_of(world, tmp_path, copies=50, candidates=2, probability=0.5), tmp_path / "task"
+    folder.mkdir()
+    for name, texts in (("train", ("good film", "bad story")), ("test", ("film film", "good film", "story good"))):
+        lines = (f"{text},{label}\n" for text, label in zip(texts, ("positive", "negative") * 2, strict=False))
+        (folder / f"{name}.csv").write_text("".join(["text,label\n", *lines]))
+    (folder / "validation.csv").write_text("text,label\nit was a film,positive\nit was a story,negative\n")
+    vectors = str(make_vectors(tmp_path / "few.txt", ["good", "film", "bad"]))
+    task = replace(recipe.task, path=str(folder), augment=replace(recipe.task.augment, vectors=vectors))
+    said = load_inputs(replace(recipe, task=task), [].append).said
+    assert "task: 1 of 3 rows of test are in train word for word, where a model may answer from memory" in said
+    assert "task: 1 of 3 rows of test are among the copies word for word, where a model may answer from memory" in said
+
+
 def pieces(sequences) -> list[tuple[list[int], int]]:  # type: ignore[no-untyped-def]
     bounds = zip(sequences.offsets, sequences.offsets[1:], strict=False)
     return [(sequences.input_ids[a:b].tolist(), label) for (a, b), label in zip(bounds, sequences.labels, strict=True)]

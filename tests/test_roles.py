@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fastdistill.data.columns import complete
 from fastdistill.recipe import Corpus, Losses, Stage
-from fastdistill.roles import _check_objectives, _of_control
+from fastdistill.roles import _check_objectives, _of_control, load_models
 from tests.models.encoders import tiny_encoder
 from tests.tiny import tiny_recipe
 
@@ -39,6 +40,19 @@ def test_maps_beyond_what_a_layer_sees_are_said(
     said = _check_objectives(recipe, {"gd": stage}, teacher, {"pretrained": teacher})
     assert len(said) == (expected is not None)
     assert expected is None or expected in said[0]
+
+
+def test_a_student_that_starts_from_a_fine_tuned_teacher_is_said(world: Path, done: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world, tmp_path)
+    recipe = replace(recipe, stages={"tsd": recipe.stages["tsd"]}, task=complete(recipe.task)[0])
+    alone, both = (
+        replace(recipe.teacher, path=path, finetuned=str(done / "teacher")) for path in (None, recipe.teacher.path)
+    )
+    told = f"the student starts from the fine-tuned weights of {done / 'teacher'}"
+    assert sum(line.startswith(told) for line in load_models(replace(recipe, teacher=alone)).said) == 1
+    random = replace(recipe, teacher=alone, student=replace(recipe.student, init="random"))
+    for other in (replace(recipe, teacher=both), random):
+        assert not any("starts from the fine-tuned" in line for line in load_models(other).said)
 
 
 def test_batches_of_the_control_that_are_not_those_of_the_stages_on_the_task_are_said(

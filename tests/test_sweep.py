@@ -67,6 +67,19 @@ def test_a_run_that_diverges_has_no_scores_and_the_others_go_on(world: Path, tmp
     assert sweep(recipe, {"kd.optim.learning_rate": [1e38, 1e-4]}, resume=True) == rows
 
 
+def test_a_smaller_grid_leaves_nothing_of_the_larger_one(world: Path, tmp_path: Path) -> None:
+    recipe, runs = small(world, tmp_path / "out"), tmp_path / "out" / "runs"
+    sweep(recipe, {"kd.losses.temperature": [1.0, 2.0, 4.0]})
+    (runs / "notes").mkdir()
+    teacher = replace(recipe.teacher, finetuned=str(runs / "002" / "student"))
+    with pytest.raises(ValueError, match="002/student lies in what this run would delete"):
+        sweep(replace(recipe, teacher=teacher), {"kd.losses.temperature": [1.0, 2.0]}, overwrite=True)
+    assert (runs / "002" / "student").exists()
+    rows = sweep(recipe, {"kd.losses.temperature": [1.0, 2.0]}, overwrite=True)
+    assert sorted(path.name for path in runs.iterdir()) == ["000", "001", "notes"]
+    assert len(rows) == 2
+
+
 def test_where_all_diverge_the_reason_is_given(world: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="stage kd, step"):
         sweep(small(world, tmp_path / "out"), {"kd.optim.learning_rate": [1e38, 2e38]})
@@ -86,6 +99,7 @@ def test_where_all_diverge_the_reason_is_given(world: Path, tmp_path: Path) -> N
         ({"kd.losses.temperature.x": [1]}, "sweep: .*kd.losses.temperature"),
         ({"kd.losses.temperature": ["hot"]}, "sweep: .*kd.losses.temperature.*hot"),
         ({"kd.losses.soft,kd.losses.hard": [1]}, "are 2 values, 1 is not as many"),
+        ({"kd.losses.soft": [1], "kd.losses.soft,kd.losses.hard": [[1, 0]]}, "kd.losses.soft is named twice"),
         ({"kd.keep": ["worst"]}, "sweep: .*kd.keep.*worst"),
         ({"kd.keep": ["last"]}, "the last stage must keep the best"),
         ({"teacher.path": ["a"]}, "teacher.path cannot vary"),

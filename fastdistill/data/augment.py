@@ -1,7 +1,7 @@
 """TinyBERT's data augmentation: copies of a task's rows in which words are replaced, made once and kept as a data set.
 
-Every row brings its own random numbers, so that its copies do not depend on the other rows or on the batches of the
-model. The originals come first, each before its copies.
+Every row brings its own random numbers, so that what is drawn does not depend on the other rows or on the batches of
+the model. Every row comes before its copies; a copy that says the same as a row, or as a copy before it, is dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from datasets import ClassLabel, Features, Value
+from datasets import Features, Value
 from filelock import FileLock
 
 from fastdistill.checkpoint import publish_file
@@ -30,11 +30,12 @@ from fastdistill.data.copies import copies_of
 from fastdistill.data.rows import SOURCE, Rows
 from fastdistill.data.source import from_files
 from fastdistill.data.vectors import read_vectors
+from fastdistill.data.written import features, other_columns, text_columns
 from fastdistill.models.masked_lm import MaskedLM
 from fastdistill.recipe import Augment, Task
 
 # Part of the address: raise it whenever the files below change their meaning.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROWS_PER_SHARD = 256
 COPIES = {"cola": 30, "mnli": 10, "mrpc": 30, "sst2": 20, "qqp": 10, "qnli": 20, "rte": 30, "stsb": 30}  # as published
 COPIES_ELSEWHERE = 20
@@ -51,9 +52,9 @@ class Augmented:
     Args:
         folder: where they lie as parquet files, with a report.
         texts, pairs: of every row and copy.
-        source_ids: which row of train each of them comes from, and has the label of.
-        counts: rows, copies, those dropped because they say the same as another; words of the copies by what became of
-            them, of those that may be replaced.
+        source_ids: which of the rows each of them comes from, and has the label of.
+        counts: rows, copies, those dropped because they say the same as another, of whatever row; words of the copies
+            by what became of them, of those that may be replaced.
         origin: where the candidates come from.
     """
 
@@ -152,24 +153,12 @@ class _Job:
     @cached_property
     def columns(self) -> dict[str, list[str]]:
         """The texts, or both texts of the pairs, by column."""
-        assert self.task.text is not None, "the task is complete"
-        columns = {self.task.text: self.rows.texts}
-        if self.rows.pairs is not None:
-            assert self.task.pair is not None
-            columns[self.task.pair] = self.rows.pairs
-        return columns
+        return text_columns(self.task, self.rows)
 
-    @property
-    def label(self) -> str:
-        """The column of the labels."""
-        assert self.task.label is not None, "the task is complete"
-        return self.task.label
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Of the rows."""
-        assert isinstance(self.rows.labels, np.ndarray), "check_augment refuses labels of single words"
-        return self.rows.labels
+    @cached_property
+    def kept(self) -> dict[str, list[Any]]:
+        """What copies have from their row, by column."""
+        return other_columns(self.task, self.rows)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -186,7 +175,7 @@ class _Job:
     @cached_property
     def address(self) -> str:
         """Changes when anything does that the files are made from; rows, model and vectors count by their content."""
-        rows = json.dumps([self.columns, self.labels.tolist(), self.label, self.label_names])
+        rows = json.dumps([self.columns, self.kept, self.label_names])
         tokenizer = None
         if self.model is not None:
             tokenizer = json.loads(self.model.tokenizer.backend_tokenizer.to_str())
@@ -248,10 +237,11 @@ class _Job:
         total = len(self.rows.texts)
         shards = -(-total // ROWS_PER_SHARD)
         done, counts, examples = _progress(folder, shards)
+        said_before = self._said_before([folder / _name(shard, shards) for shard in range(done)])
         before, start, said = done, time.perf_counter(), time.perf_counter()
         for shard in range(done, shards):
             rows = range(shard * ROWS_PER_SHARD, min(total, (shard + 1) * ROWS_PER_SHARD))
-            table, changed, shown = self._shard(rows, candidates)
+            table, changed, shown = self._shard(rows, candidates, said_before)
             counts.update(changed)
             examples += shown
             publish_file(folder / _name(shard, shards), partial(pyarrow.parquet.write_table, table))
@@ -265,13 +255,16 @@ class _Job:
         (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def _shard(
-        self, rows: range, candidates: Candidates
+        self, rows: range, candidates: Candidates, said: set[int]
     ) -> tuple[pyarrow.Table, Counter[str], list[dict[str, list[str]]]]:
-        """The table of a few rows and their copies, its counts, and the first rows of all as examples."""
+        """The table of a few rows and their copies, its counts, and the first rows of all as examples.
+
+        `said` are hashes of what no copy may say, for there it is; those of the table come in.
+        """
         texts = list(dict.fromkeys(column[row] for row in rows for column in self.columns.values()))
         places = dict(zip(texts, candidates(texts), strict=True))
         augment = self.task.augment
-        table: dict[str, list[Any]] = {name: [] for name in (*self.columns, self.label, SOURCE)}
+        table: dict[str, list[Any]] = {name: [] for name in (*self.columns, *self.kept, SOURCE)}
         counts = Counter(dict.fromkeys(("rows", "copies", "dropped", *NAMES.values()), 0))
         examples = []
         for row in rows:
@@ -283,25 +276,28 @@ class _Job:
             )  # fmt: skip
             written = {original: (0, 0, 0)}
             for copy in drawn:
-                written.setdefault(copy.texts, copy.words)
+                if (key := hash(copy.texts)) not in said:
+                    said.add(key)
+                    written[copy.texts] = copy.words
             for name, values in zip(self.columns, zip(*written, strict=True), strict=True):
                 table[name] += values
-            table[self.label] += [self.labels[row].tolist()] * len(written)
+            for name, kept in self.kept.items():
+                table[name] += [kept[row]] * len(written)
             table[SOURCE] += [row] * len(written)
             counts.update(rows=1, copies=len(written) - 1, dropped=len(drawn) + 1 - len(written))
             counts.update({name: sum(words[source] for words in written.values()) for source, name in NAMES.items()})
             if row < EXAMPLES:
                 examples.append({" | ".join(original): [" | ".join(texts) for texts in list(written)[1:EXAMPLES]]})
-        return pyarrow.Table.from_pydict(table, schema=self._features().arrow_schema), counts, examples
+        declared = Features({**features(self.task, self.rows, self.label_names), SOURCE: Value("int64")})
+        return pyarrow.Table.from_pydict(table, schema=declared.arrow_schema), counts, examples
 
-    def _features(self) -> Features:
-        """The columns, as `datasets` reads them."""
-        number = Value("float32")
-        label = ClassLabel(names=list(self.label_names)) if self.label_names else number
-        return Features(
-            {name: Value("string") for name in self.columns}
-            | {self.label: [number] if self.labels.ndim > 1 else label, SOURCE: Value("int64")}
-        )
+    def _said_before(self, shards: list[Path]) -> set[int]:
+        """Hashes of what the rows say, and the copies in `shards`."""
+        said = set(map(hash, zip(*self.columns.values(), strict=True)))
+        for shard in shards:
+            table = pyarrow.parquet.read_table(shard, columns=list(self.columns))
+            said.update(map(hash, zip(*(table[name].to_pylist() for name in self.columns), strict=True)))
+        return said
 
 
 def _name(shard: int, shards: int) -> str:

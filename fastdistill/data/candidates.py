@@ -147,12 +147,12 @@ class Frame:
         self.special = np.split(np.array(example.ids, np.int32), ends)
         self.types = np.split(np.array(example.type_ids, np.int32), ends)
         around = int((~own).sum())
-        longest = min(augment.max_length, model.max_length, augment.tokens_per_batch)
+        longest = min(augment.max_length, model.max_length)
         self.room = (longest - around) // self.texts
         if self.room < 1:
             raise ValueError(
                 f"task.augment: the model reads {longest} tokens at once, of which {around} are special: no word has "
-                "room beside them; raise max_length and tokens_per_batch"
+                "room beside them; raise max_length"
             )
 
     def variants(self, text: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ class TaskData:
         validation: what choices are made on.
         test: what the reported figures come from; never the rows that choices were made on.
         more: further splits that figures are reported of, such as MNLI's mismatched one.
-        rows: of train, before they were tokenised.
+        rows: of all of these, before they were tokenised; of `more` as "test, mismatched".
         label_names: class names by index; None where there are no classes.
         origins: for train, validation and test the split of the data that it was taken from, for the report.
         said: what was found out about the data, in sentences.
@@ -49,7 +49,7 @@ class TaskData:
     validation: Sequences
     test: Sequences
     more: Mapping[str, Sequences]
-    rows: Rows
+    rows: Mapping[str, Rows]
     label_names: tuple[str, ...] | None
     origins: Mapping[str, str]
     said: list[str]
@@ -114,7 +114,7 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     splits = {"train": train, "validation": validation, "test": test}
     origins = {name: rows.origin for name, rows in splits.items()}
     splits |= {f"test, {name}": rows for name, rows in more.items()}
-    in_train = _in_train(splits)
+    in_train = words_in_common(train, splits)
     may_lack = task.kind == "span" and not all(all(rows.labels) for rows in splits.values())
     ready = {name: tokenise(tokenizer, rows, task, names, may_lack) for name, rows in splits.items()}
     for name, count in in_train.items():
@@ -124,17 +124,25 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         validation=ready["validation"],
         test=ready["test"],
         more={name: ready[f"test, {name}"] for name in more},
-        rows=train,
+        rows=splits,
         label_names=names,
         origins=origins,
         said=[*said, *_said_of_rows(splits, in_train), *_said_of_labels(splits, names)],
     )
 
 
-def _in_train(splits: Mapping[str, Rows]) -> dict[str, int]:
-    """Of every split but train, how many rows have the text (of pairs, both) of a row of train, word for word."""
-    seen = set(splits["train"].wording())
+def words_in_common(train: Rows, splits: Mapping[str, Rows]) -> dict[str, int]:
+    """Of every split but train, how many rows have the text (of pairs, both) of one in `train`, word for word."""
+    seen = set(train.wording())
     return {name: sum(map(seen.__contains__, rows.wording())) for name, rows in splits.items() if name != "train"}
+
+
+def said_of_memory(found: Mapping[str, int], splits: Mapping[str, Rows], where: str) -> list[str]:
+    """That rows which are held out are trained on, in a sentence; none where they are not."""
+    shares = [f"{count:,} of {len(splits[name].texts):,} rows of {name}" for name, count in found.items() if count]
+    if not shares:
+        return []
+    return [f"task: {' and '.join(shares)} are {where} word for word, where a model may answer from memory"]
 
 
 def _said_of_rows(splits: Mapping[str, Rows], in_train: Mapping[str, int]) -> list[str]:
@@ -145,11 +153,7 @@ def _said_of_rows(splits: Mapping[str, Rows], in_train: Mapping[str, int]) -> li
     ]
     lacking = {name: sum(not pair.strip() for pair in rows.pairs or ()) for name, rows in splits.items()}
     said += [f"task: {count:,} rows of {name} have no second text" for name, count in lacking.items() if count]
-    if any(in_train.values()):
-        found = [
-            f"{count:,} of {len(splits[name].texts):,} rows of {name}" for name, count in in_train.items() if count
-        ]
-        said.append(f"task: {' and '.join(found)} are in train word for word, where a model may answer from memory")
+    said += said_of_memory(in_train, splits, "in train")
     return said
 
 

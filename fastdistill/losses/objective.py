@@ -92,8 +92,11 @@ class Objective(nn.Module):
         if losses.relation:
             for who, width in (("student", student.hidden_size), ("teacher", teacher.hidden_size)):
                 if width % losses.relation_heads:
+                    both = math.gcd(student.hidden_size, teacher.hidden_size)
+                    fit = max(n for n in range(1, min(losses.relation_heads, both) + 1) if not both % n)
                     raise ValueError(
-                        f"relation_heads is {losses.relation_heads}, which does not divide the {who}'s width {width}"
+                        f"relation_heads is {losses.relation_heads}, which does not divide the {who}'s width {width}: "
+                        f"give a number that divides both widths, such as {fit}"
                     )
             self.terms.append(
                 Relation(
@@ -140,6 +143,13 @@ class Objective(nn.Module):
             values |= found
         loss = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         return loss, values
+
+
+def read_layers(losses: Losses, layers: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """The pairs of `layers` whose maps or states some term compares."""
+    if losses.attention or losses.hidden or losses.patience:
+        return layers
+    return layers[-1:] if losses.relation or losses.cosine else ()
 
 
 def active_weights(losses: Losses) -> dict[str, float]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -49,6 +50,7 @@ def make(
     rows: Rows | None = None,
     seed: int = 0,
     said: list[str] | None = None,
+    names: tuple[str, ...] = NAMES,
     **options: object,
 ) -> Augmented:
     rows = Rows(TEXTS, None, LABELS, "train") if rows is None else rows
@@ -57,9 +59,9 @@ def make(
         path="x", text="text", pair=None if rows.pairs is None else "other", label="label", kind="classification",
         max_length=128, augment=settings,
     )  # fmt: skip
-    names = NAMES if rows.labels.dtype == np.int64 else None
+    classes = rows.labels.dtype == np.int64 or rows.labels.ndim > 1
     return load_augmented(
-        task, rows, names, teacher, cache, seed, device=torch.device("cpu"), dtype=torch.float32,
+        task, rows, names if classes else None, teacher, cache, seed, device=torch.device("cpu"), dtype=torch.float32,
         say=[].append if said is None else said.append,
     )  # fmt: skip
 
@@ -109,11 +111,49 @@ def test_the_folder_is_a_data_set_with_the_columns_of_the_task(model: str, vecto
     assert shown == (f"{TEXTS[0]} | {OTHERS[0]}", [" | ".join(copy) for copy in by_row(made)[0][1:3]])
 
 
-@pytest.mark.parametrize("labels", [np.linspace(0, 5, 10, dtype=np.float32), np.eye(10, 3, dtype=np.float32)])
-def test_numbers_for_labels(labels: np.ndarray, vectors: str, tmp_path: Path) -> None:
+def test_numbers_for_labels(vectors: str, tmp_path: Path) -> None:
+    labels = np.linspace(0, 5, 10, dtype=np.float32)
     made = make(None, vectors, tmp_path / "cache", Rows(TEXTS, None, labels, "train"))
     read = datasets.load_dataset("parquet", data_dir=str(made.folder), cache_dir=str(tmp_path / "hub"), split="train")
     assert np.array(read["label"], np.float32).tolist() == labels[made.source_ids].tolist()
+
+
+def test_lists_of_classes_keep_their_names(vectors: str, tmp_path: Path) -> None:
+    labels = np.eye(10, 3, dtype=np.float32) + np.eye(10, 3, 1, dtype=np.float32)  # rows 3 to 9 have no class
+    rows = Rows(TEXTS, None, labels, "train")
+    made = make(None, vectors, tmp_path / "cache", rows, names=("a", "b", "c"))
+    read = datasets.load_dataset("parquet", data_dir=str(made.folder), cache_dir=str(tmp_path / "hub"), split="train")
+    assert read.features["label"].feature.names == ["a", "b", "c"]
+    assert list(read["label"]) == [np.flatnonzero(labels[row]).tolist() for row in made.source_ids]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_no_copy_says_what_another_row_says(interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three words in all, copies of texts of two words meet."""
+    texts = ["good film", "bad film", "good film"]
+    glove = make_vectors(tmp_path / "few.txt", ["good", "bad", "film"])
+    rows = Rows(texts, None, np.array([1, 0, 0]), "train")
+    if interrupted:
+        monkeypatch.setattr(augment_module, "ROWS_PER_SHARD", 1)
+        first_shard = augment_module._Job._shard
+
+        def stopped(job: Any, rows: range, *others: Any) -> Any:
+            if rows.start:
+                raise KeyboardInterrupt
+            return first_shard(job, rows, *others)
+
+        monkeypatch.setattr(augment_module._Job, "_shard", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make(None, str(glove), tmp_path, rows, copies=20, candidates=1)
+        monkeypatch.setattr(augment_module._Job, "_shard", first_shard)
+    made = make(None, str(glove), tmp_path, rows, copies=20, candidates=1)
+    first = np.unique(made.source_ids, return_index=True)[1]
+    assert [made.texts[n] for n in first] == texts, "rows stay, even twice"
+    copies = [text for n, text in enumerate(made.texts) if n not in first]
+    assert copies
+    assert len(set(copies)) == len(copies)
+    assert not set(copies) & set(texts)
+    assert made.counts["copies"] + made.counts["dropped"] == 60
 
 
 def test_copies_of_pairs(model: str, vectors: str, tmp_path: Path) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
+from fastdistill import Augment, Task, Teacher
 from fastdistill.cli import command
+from fastdistill.data.tasks import load_task
+from fastdistill.models.pretrained import load_tokenizer
 from recipes.augment import augment
-from tests.tiny import WORDS, make_masked_lm, make_vectors
+from tests.tiny import WORDS, make_masked_lm, make_texts, make_vectors
 
 
 def options(world: Path, folder: Path, *others: str) -> list[str]:
@@ -48,6 +54,63 @@ def test_what_is_found_in_the_data_is_said(world: Path, tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert "task: classification, texts from text" in said
     assert "task: not used: extra.csv" in said
+
+
+def test_what_is_written_is_a_task_to_train_on(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the same held-out rows, none of which was copied from."""
+    command(augment, "", options(world, tmp_path))
+    tokenizer = load_tokenizer(str(world / "teacher"))
+    sizes = Task(path=str(world / "task.csv"), validation_size=20, test_size=40)
+    before, after = (load_task(task, tokenizer, 0).rows for task in (sizes, Task(path=str(tmp_path / "out"))))
+    for name in ("validation", "test"):
+        assert list(before[name].wording()) == list(after[name].wording())
+        assert (before[name].labels == after[name].labels).all()
+    read = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "hub"))
+    assert {name: len(rows) for name, rows in read.items()} == {name: len(after[name].texts) for name in after}
+    first = np.unique(read["train"]["source_id"], return_index=True)[1]
+    assert [after["train"].texts[n] for n in first] == before["train"].texts
+
+
+LISTS = [["a"], ["b", "a"], [], ["c"], ["a", "b"], ["c", "b"]]
+KINDS: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "classification": ([0, 1] * 3, {"label_names": ("no", "yes")}),
+    "regression": ([0.5, 1.0, 2.5, 3.25, 4.0, 5.0], {}),
+    "multilabel": (LISTS, {}),
+    "ranking": ([0, 1] * 3, {"kind": "classification", "group": "group"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_every_kind_come_back(kind: str, world: Path, tmp_path: Path) -> None:
+    labels, given = KINDS[kind]
+    texts = [text for text, _ in make_texts(18, seed=5)]
+    folder = tmp_path / "task"
+    folder.mkdir()
+    for part, name in enumerate(("train", "validation", "test", "test_far")):
+        rows = [
+            {"one": text, "two": text[::-1], "y": label, "group": f"g{n // 2}"}
+            for n, (text, label) in enumerate(zip(texts[part:], labels, strict=False))
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"kind": kind, **given}
+    vectors = str(make_vectors(tmp_path / "glove.txt", WORDS))
+    task = Task(
+        path=str(folder), text="one", pair="two", label="y", augment=Augment(vectors=vectors, copies=2), **options
+    )
+    out, tokenizer = tmp_path / "out", load_tokenizer(str(world / "teacher"))
+    augment(task, Teacher(path=str(world / "teacher")), str(out), str(tmp_path / "cache"), precision="fp32")
+    before, after = (load_task(replace(task, path=path), tokenizer, 0) for path in (str(folder), str(out)))
+    assert after.label_names == before.label_names
+    assert after.more.keys() == before.more.keys() == {"far"}
+    for name, rows in before.rows.items():
+        if name != "train":
+            assert list(after.rows[name].wording()) == list(rows.wording())
+            assert np.array_equal(after.rows[name].labels, rows.labels)
+    whose = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "hub"), split="train")["source_id"]
+    assert len(whose) > len(set(whose)) == 6
+    assert np.array_equal(after.rows["train"].labels, np.asarray(before.rows["train"].labels)[whose])
+    if "group" in options:
+        assert (after.rows["train"].groups == before.rows["train"].groups[whose]).all()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.bad_files import other_vocabulary
 from tests.tiny import make_masked_lm, make_teacher, shorten, tiny_recipe
 
 replace = dataclasses.replace
+INNER = {"attention", "hidden", "patience"}  # losses over all mapped layers
 
 
 def miniature(name: str, world: Path, out: Path) -> Recipe:
@@ -51,8 +52,16 @@ def miniature(name: str, world: Path, out: Path) -> Recipe:
         ("tinybert", [{"attention", "hidden", "embedding"}, {"attention", "hidden", "embedding"}, {"soft"}]),
     ],
 )
-def test_terms_of_every_stage(name: str, terms: list[set[str]], world: Path, tmp_path: Path) -> None:
+def test_terms_of_every_stage(
+    name: str, terms: list[set[str]], world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = run(miniature(name, world, tmp_path / "out"))
+    said = capsys.readouterr().out
+    for stage in report["stages"]:  # only layers that a loss compares are shown
+        lines = said.partition(f"{stage['name']}: student layer (of 2) <- ")[2].splitlines()[1:3]
+        inner, last = (bool(stage["losses"].keys() & some) for some in (INNER, {*INNER, "relation", "cosine"}))
+        expected = [not inner, name == "patient_kd"] if last else []  # whose map leaves the last layer out
+        assert [line.endswith("-") for line in lines] == expected, stage["name"]
     assert [set(stage["losses"]) for stage in report["stages"]] == terms
     assert report["student"]["score"] is not None
     assert report["control"]["score"] is not None
@@ -81,6 +90,21 @@ def test_assistant_is_distilled_first_and_teaches(world: Path, tmp_path: Path) -
         assert part in said, part
     assert "\n| teacher | " not in said
     assert run(recipe, resume=True) == report
+
+
+def test_below_an_assistant_the_student_starts_from_weights_that_do_not_know_the_task(
+    world: Path, tmp_path: Path
+) -> None:
+    recipe = miniature("kd", world, tmp_path / "out")  # no stage has the pretrained teacher
+    run(replace(recipe, student=Student(num_hidden_layers=2), assistant=Student(num_hidden_layers=3)))
+    folders = (world / "teacher", *(tmp_path / "out" / path for path in ("stages/init", "assistant/student")))
+    teacher, initial, taught = (load_file(folder / "model.safetensors") for folder in folders)
+    name = "embeddings.word_embeddings.weight"
+    assert (initial[name] == teacher[name]).all()
+    assert (initial[name] != taught[f"bert.{name}"]).any()
+    random = Student(num_hidden_layers=3, init="random")
+    with pytest.raises(ValueError, match=r"assistant.init is random and .* leave assistant.init out"):
+        run(replace(recipe, assistant=random, output_dir=str(tmp_path / "other")))
 
 
 def test_assistant_needs_a_head(world: Path, tmp_path: Path) -> None:
@@ -127,12 +151,20 @@ def test_several_teachers(world: Path, done: Path, tmp_path: Path) -> None:
     assert first["attention"][0] == pytest.approx(second["attention"][0], rel=1e-4)  # the first teacher's
     assert first["soft"][0] != pytest.approx(second["soft"][0], rel=1e-3)
     assert first["hidden"][0] != pytest.approx(second["hidden"][0], rel=1e-3)
+    for text in (tmp_path / "two" / name for name in ("report.md", "student/README.md")):
+        for part in (
+            "\n| first teacher | ",
+            "% of its first teacher's score",
+            "The student learnt from 1 more teachers",
+        ):
+            assert part in text.read_text(), part
+    assert "\n| teacher | " in (tmp_path / "out" / "report.md").read_text()
     alike = replace(several, weights=None)
     three = run(replace(recipe, teacher=alike, output_dir=str(tmp_path / "three")))
     assert second["soft"][0] != pytest.approx(three["stages"][0]["losses"]["soft"][0], rel=1e-3)
 
 
-def test_dropout_of_a_teacher(world: Path, done: Path, tmp_path: Path) -> None:
+def test_dropout_of_a_teacher(world: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As drawn by every batch anew, so that what the teacher says is never kept on disk."""
     recipe = replace(tiny_recipe(world, tmp_path / "one"), teacher=Teacher(finetuned=str(done / "teacher")))
     quiet = replace(recipe.stages["tad"], steps=None, epochs=2.0)
@@ -140,6 +172,7 @@ def test_dropout_of_a_teacher(world: Path, done: Path, tmp_path: Path) -> None:
     recipe = replace(recipe, teacher_cache=True, cache_dir=str(tmp_path / "cache"), logging_steps=1)
     one = run(replace(recipe, stages={"tad": noisy}))
     assert not (tmp_path / "cache" / "teacher").exists()
+    assert "tad: no teacher cache, for the teacher's dropout is on" in capsys.readouterr().out
     two = run(replace(recipe, stages={"tad": quiet}, output_dir=str(tmp_path / "two")))
     assert (tmp_path / "cache" / "teacher").exists()
     first, second = (report["stages"][0]["losses"]["hidden"][0] for report in (one, two))
@@ -151,6 +184,7 @@ def test_dropout_of_a_teacher(world: Path, done: Path, tmp_path: Path) -> None:
     [
         (Teacher(others=("x",), weights=(1.0,)), r"teacher.weights is \[1.0\]: give 2 numbers above 0"),
         (Teacher(weights=(0.0,)), r"teacher.weights is \[0.0\]: give 1 numbers above 0"),
+        (Teacher(others=("x",), weights=(1e308, 1e308)), r"give 2 numbers above 0, and 1e\+06 at most"),
     ],
 )
 def test_weights_of_teachers_are_checked(teacher: Teacher, message: str, world: Path, tmp_path: Path) -> None:

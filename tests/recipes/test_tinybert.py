@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastdistill import Task, run
+from fastdistill import Losses, Recipe, Task, main, run
 from recipes.tinybert import PAPER, RECIPE, gold_for_regression
 from tests.tiny import shorten, tiny_recipe
 
@@ -49,9 +51,31 @@ def test_padded_means_are_over_the_length_of_the_text_of_the_stage(data: str, wo
 
 def test_published_program_learns_numbers_from_gold_labels_alone() -> None:
     stsb, rte = Task(name="stsb"), Task(name="rte")
-    for recipe, task, weights in ((PAPER, stsb, (0, 1)), (PAPER, rte, (1, 0)), (RECIPE, stsb, (1, 0))):
-        losses = gold_for_regression(replace(recipe, task=task)).stages["prediction"].losses
+    paper = {"paper_mode": True}
+    for recipe, task, given, weights in (
+        (PAPER, stsb, paper, (0, 1)),
+        (PAPER, rte, paper, (1, 0)),
+        (RECIPE, stsb, {}, (1, 0)),
+        (PAPER, stsb, paper | {"prediction.losses.temperature": 2.0}, (0, 1)),
+        (PAPER, stsb, paper | {"prediction.losses.soft": 1.0, "prediction.losses.hard": 0.0}, (1, 0)),
+    ):
+        losses = gold_for_regression(replace(recipe, task=task), given).stages["prediction"].losses
         assert (losses.soft, losses.hard) == weights
+
+
+def test_what_the_command_line_gives_wins_over_the_paper_mode(world: Path, tmp_path: Path) -> None:
+    found: list[Losses] = []
+
+    def prepare(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+        found.append(gold_for_regression(recipe, given).stages["prediction"].losses)
+        raise FileNotFoundError("enough")
+
+    config = tmp_path / "c.yaml"
+    config.write_text("paper_mode: true\ntask: {name: stsb}\nprediction: {losses: {soft: 1.0}}\n")
+    for argv in (["--paper_mode", "--task.name=stsb"], [f"--config={config}", "--prediction.losses.hard=0"]):
+        with pytest.raises(SystemExit):
+            main(RECIPE, "", argv=argv, prepare=prepare, modes={"paper_mode": PAPER})
+    assert [(losses.soft, losses.hard) for losses in found] == [(0, 1), (1, 0)]
 
 
 def test_page_names_options_that_there_are() -> None:
