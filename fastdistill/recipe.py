@@ -24,8 +24,9 @@ class Teacher:
         path: pretrained encoder: a Hugging Face folder or Hub id. Teaches the stages with `teacher: pretrained`.
         finetuned: the same encoder, already fine-tuned on the task (a folder or Hub id with the task's head);
             when absent, the `finetune` stage makes it from `path`.
-        others: more fine-tuned teachers of the same shape. Together they teach the stages with `teacher: finetuned`:
-            logits and hidden states are averaged, attention is that of the first.
+        others: more fine-tuned teachers of the same vocabulary, and of the same shape where a loss is on hidden states.
+            Together they teach the stages with `teacher: finetuned`: logits and hidden states are averaged, attention
+            is that of the first.
         weights: of the average, one for each teacher, the first included; default all the same.
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdistill.checks import GENERAL, check_stage
+from fastdistill.checks import AVERAGED, GENERAL, check_stage
 from fastdistill.losses.objective import Objective
 from fastdistill.metrics import metrics_of
 from fastdistill.models.capture import Taps
@@ -92,8 +92,9 @@ def load_models(recipe: Recipe) -> Models:
             f"{teacher.vocab_size}: both must read the same token ids"
         )
     others = {path: Encoder.load(path, head="finetuned", kind=kind) for path in recipe.teacher.others}
+    averaged = {x for s in stages.values() if s.teacher == "finetuned" for x in AVERAGED if getattr(s.losses, x)}
     for path, other in others.items():
-        _check_alike(path, other, finetuned)
+        _check_alike(path, other, finetuned, sorted(averaged - {"soft"}))
         check_same_tokens(path, tokenizer)
     longest = min(one.max_length for one in (teacher, finetuned, *others.values(), student))
     for what in {"general" if stage.data in GENERAL else "task" for stage in stages.values()}:
@@ -174,11 +175,12 @@ def _of_control(stages: dict[str, Stage]) -> list[str]:
     return said
 
 
-def _check_alike(path: str, other: Encoder, first: Encoder) -> None:
-    """Teachers whose states are averaged must have the same shape."""
-    for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
+def _check_alike(path: str, other: Encoder, first: Encoder, averaged: list[str]) -> None:
+    """All teachers read the same tokens; those whose states are `averaged`, for these losses, have the same shape."""
+    for name in ("vocab_size", *(("num_hidden_layers", "hidden_size") if averaged else ())):
         if getattr(other, name) != getattr(first, name):
+            also = f", or set the weights of {', '.join(averaged)} to 0" if name != "vocab_size" else ""
             raise ValueError(
-                f"the teachers must have one shape, but {path} has {name} {getattr(other, name)}, the first "
-                f"{getattr(first, name)}: leave it out, or distil in two runs"
+                f"the teachers must have one {name}, but {path} has {getattr(other, name)}, the first "
+                f"{getattr(first, name)}: leave it out{also}"
             )

@@ -161,7 +161,7 @@ class Live(nn.Module):
 
 
 class Ensemble(Live):
-    """Teachers of one shape that speak as one: logits and hidden states are weighted means, attention is the first's.
+    """Teachers that speak as one: logits and hidden states are weighted means, attention is the first's.
 
     ``z = sum_i w_i z_i / sum_i w_i``, and hidden states alike. There is no mean of q and k
     whose scores would stand for those of several teachers.

@@ -212,8 +212,15 @@ def test_all_teachers_must_take_the_text(world: Path, done: Path, tmp_path: Path
 def test_teachers_of_unlike_shapes_are_refused(world: Path, done: Path, tmp_path: Path) -> None:
     other = finetuned(world, tmp_path / "other", num_hidden_layers=3)
     teacher = Teacher(path=str(world / "teacher"), finetuned=str(done / "teacher"), others=(other,))
-    with pytest.raises(ValueError, match=r"one shape, but .*other has num_hidden_layers 3, the first 4"):
-        run(replace(tiny_recipe(world, tmp_path / "out"), teacher=teacher))
+    recipe = replace(tiny_recipe(world, tmp_path / "out"), teacher=teacher)
+    with pytest.raises(
+        ValueError, match=r"one num_hidden_layers, but .*other has 3, the first 4: .* weights of embedding, hidden to 0"
+    ):
+        run(recipe)
+    soft = replace(recipe.stages["tsd"], losses=Losses(attention=1.0, soft=1.0))
+    report = run(replace(recipe, stages={"tsd": soft}))  # of logits there is a mean whatever the shapes
+    alone = replace(recipe, teacher=replace(teacher, others=()), stages={"tsd": soft}, output_dir=str(tmp_path / "one"))
+    assert run(alone)["stages"][0]["losses"]["soft"] != report["stages"][0]["losses"]["soft"]
 
 
 def test_assistant_is_checked_before_it_is_trained(world: Path, tmp_path: Path) -> None:
