@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,14 @@ def writable(text: str) -> Path:
 
 
 if __name__ == "__main__":
-    report, machine, name = sys.argv[1:]
-    path = RESULTS / machine / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(without_paths(json.loads(Path(report).read_text())), indent=1) + "\n")
+    parser = argparse.ArgumentParser(prog="python -m bench.record", description=__doc__)
+    parser.add_argument("report", type=Path, help="what the run left as report.json")
+    parser.add_argument("machine", help="folder of bench/results")
+    parser.add_argument("name", help="of the file there")
+    options = parser.parse_args()
+    try:
+        kept = without_paths(json.loads(options.report.read_text()))
+    except (OSError, ValueError) as error:
+        parser.error(f"{options.report} is no report ({error})")
+    path = writable(str(RESULTS / options.machine / f"{options.name}.json"))
+    path.write_text(json.dumps(kept, indent=1) + "\n")
