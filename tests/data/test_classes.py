@@ -142,7 +142,7 @@ def test_files_of_one_split_declare_the_same_classes(tmp_path: Path, tokenizer: 
     (tmp_path / "train.parquet").rename(first)
     declaring(tmp_path, "n", "p")
     (tmp_path / "train.parquet").rename(second)
-    assert len(load_task(task, tokenizer, 0).rows.texts) == 2 * len(TEXTS) - 8
+    assert len(load_task(task, tokenizer, 0).rows["train"].texts) == 2 * len(TEXTS) - 8
     declaring(tmp_path, "p", "n")
     (tmp_path / "train.parquet").rename(second)
     with pytest.raises(

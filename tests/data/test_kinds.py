@@ -113,7 +113,7 @@ def test_rows_without_words_are_skipped_counted_and_said(tmp_path: Path, pieces:
     assert data.said[:2] == skipped
     assert data.test.gold is not None
     assert data.test.gold.rows == [row["tags"] for row in TAGGED]
-    assert [own.tolist() for own in data.rows.labels[:2]] == [[3, 3, 3, 1], [1, 2, 3, 0, 3]]
+    assert [own.tolist() for own in data.rows["train"].labels[:2]] == [[3, 3, 3, 1], [1, 2, 3, 0, 3]]
 
 
 def test_skipped_rows_stay_counted_where_rows_are_set_aside(tmp_path: Path, pieces: PreTrainedTokenizerFast) -> None:
@@ -247,7 +247,7 @@ def test_answers_become_windows(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
     assert data.train.labels.tolist() == [[6, 6], [0, 0], [0, 0], [8, 9], [0, 0], [0, 0]]
     assert data.train.gold is not None
     assert data.train.gold.rows == [("film",), ("not good",), ()]
-    assert len(data.rows.texts) == 3
+    assert len(data.rows["train"].texts) == 3
     assert collate(data.train, np.array([0])).labels.tolist() == [[6, 6]]  # type: ignore[union-attr]
 
 
@@ -307,10 +307,10 @@ def test_a_single_class_is_no_choice_of_several(tmp_path: Path, tokenizer: PreTr
 def test_rows_of_train_stay_reachable(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"sentence1": f"a {'b ' * n}", "sentence2": "c", "label": n % 2} for n in range(20)]
     data = load_task(Task(path=write(tmp_path, train=rows), validation_size=4, test_size=6), tokenizer, 0)
-    assert len(data.rows.texts) == len(data.rows.pairs or []) == len(data.train) == 10
-    expected = tokenizer(data.rows.texts, data.rows.pairs)["input_ids"]
+    assert len(data.rows["train"].texts) == len(data.rows["train"].pairs or []) == len(data.train) == 10
+    expected = tokenizer(data.rows["train"].texts, data.rows["train"].pairs)["input_ids"]
     assert np.concatenate(expected).tolist() == data.train.input_ids.tolist()
-    assert data.rows.labels is data.train.labels
+    assert data.rows["train"].labels is data.train.labels
 
 
 def test_conll2003(shared_data: Path, pieces: PreTrainedTokenizerFast) -> None:

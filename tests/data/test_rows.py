@@ -49,7 +49,7 @@ def test_parts_of_train_are_joined_and_said(
     turned = [dict(reversed(row.items())) for row in rows(9, "f")] if writer is write else rows(9, "f")
     data = load(writer(tmp_path, **{names[0]: rows(8, "e"), names[1]: turned, "test": rows(5, "g")}), tokenizer)
     assert sizes(data) == [13, 4, 5]
-    assert len(data.rows.texts) == len(set(data.rows.texts))
+    assert len(data.rows["train"].texts) == len(set(data.rows["train"].texts))
     ending = "jsonl" if writer is write else "csv"
     assert data.said == [f"task: train is joined of {', '.join(f'{tmp_path}/{name}.{ending}' for name in names)}"]
 
