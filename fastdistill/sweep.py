@@ -7,6 +7,8 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,16 @@ from fastdistill.checkpoint import publish
 from fastdistill.checks import check_values
 from fastdistill.cli import overridden
 from fastdistill.data.columns import complete
+from fastdistill.inputs import load_inputs
 from fastdistill.recipe import Recipe
 from fastdistill.roles import load_models
-from fastdistill.runner import run
-from fastdistill.workspace import Workspace, refuse_to_delete
+from fastdistill.runner import opened
+from fastdistill.workspace import Workspace, check_workspace, delete, refuse_to_delete
 
 Values = dict[str, Any]
 # what all runs have in common: they learn from one teacher, and are compared on the same rows
 SHARED = ("teacher", "finetune", "control", "task", "seed", "output_dir", "assistant")
+OUTCOME = ("sweep.md", "sweep.json", "student")
 
 
 def sweep(
@@ -47,55 +51,96 @@ def sweep(
 
     Raises:
         ValueError: a name that the recipe has not got, values that no run could use, a recipe whose last stage is not
-            scored on validation rows, or an output directory that holds a single run.
+            scored on validation rows, or an output directory that holds something else.
         FloatingPointError: every run diverged, or the teacher's fine-tuning did.
         OSError: something could not be read or written.
     """
     root = Path(recipe.output_dir).expanduser()
-    names, variants = list(grid), list(combinations(recipe, grid))
-    _check(recipe, root, variants)
-    if overwrite:
-        ranks.agree(lambda: _delete_surplus(root, recipe, len(variants)))
+    variants = list(combinations(recipe, grid))
+    _check(recipe, variants)
+    runs = _placed(root, recipe, [variant for _, variant in variants])
+    ranks.agree(lambda: _check_folders(root, runs, resume=resume, overwrite=overwrite))
     rows: list[Values] = []
-    teacher = recipe.teacher
-    for number, (values, variant) in enumerate(variants):
-        folder = root / "runs" / f"{number:03d}"
-        variant = dataclasses.replace(variant, output_dir=str(folder), teacher=teacher)
-        if any("control" in row for row in rows):
-            variant = dataclasses.replace(variant, control=dataclasses.replace(variant.control, skip=True))
-        there = ranks.agree(folder.exists)
-        report: Values = {}
-        try:
-            report = run(variant, resume=resume and there, overwrite=overwrite and there)
-        except FloatingPointError as error:  # with these values; the next ones may do
-            ended = FloatingPointError(str(error))  # without the frames that hold the run's models
-            print(f"run {folder.name} has no result: {error}")
-        if number == 0 and teacher.finetuned is None and _needs_teacher(recipe):
-            if not ranks.agree(Workspace(folder).teacher.exists):
-                raise ended  # the teacher's own
-            teacher = dataclasses.replace(teacher, finetuned=str(Workspace(folder).teacher))
-        row = {"run": folder.name, "values": values, "validation": None, "score": None}
-        if report:
-            row |= {"validation": report["stages"][-1]["validation"], "score": report["student"]["score"]}
-        if "control" in report:
-            row["control"] = report["control"]["score"]
-        rows.append(row)
-    if all(row["validation"] is None for row in rows):
-        raise ended
-    rows.sort(key=lambda row: -math.inf if row["validation"] is None else row["validation"], reverse=True)
-    ranks.agree(lambda: _write(root, names, rows))
+    with ExitStack() as held:
+        ranks.agree(lambda: held.enter_context(Workspace(root).lock()))
+        for variant, (values, _) in zip(runs, variants, strict=True):
+            folder = Path(variant.output_dir)
+            if any("control" in row for row in rows):
+                variant = dataclasses.replace(variant, control=dataclasses.replace(variant.control, skip=True))
+            there = ranks.agree(folder.exists)
+            report: Values = {}
+            try:
+                with opened(variant, resume=resume and there, overwrite=overwrite and there) as runner:
+                    if not rows:  # what all runs read has been checked
+                        ranks.agree(lambda: _begin(root, runs, overwrite=overwrite))
+                    report = runner.run()
+            except FloatingPointError as error:  # with these values; the next ones may do
+                ended = FloatingPointError(str(error))  # without the frames that hold the run's models
+                print(f"run {folder.name} has no result: {error}")
+                if not rows and _makes_teacher(recipe) and not ranks.agree(Workspace(folder).teacher.exists):
+                    raise ended from None  # the teacher's own
+            row = {"run": folder.name, "values": values, "validation": None, "score": None}
+            if report:
+                row |= {"validation": report["stages"][-1]["validation"], "score": report["student"]["score"]}
+            if "control" in report:
+                row["control"] = report["control"]["score"]
+            rows.append(row)
+        if all(row["validation"] is None for row in rows):
+            raise ended
+        rows.sort(key=lambda row: -math.inf if row["validation"] is None else row["validation"], reverse=True)
+        ranks.agree(lambda: _write(root, rows))
     return rows
 
 
-def _delete_surplus(root: Path, recipe: Recipe, count: int) -> None:
-    """Delete what a larger grid left behind: its outcome, and its runs from `count` on."""
-    old = [path.parent for path in (root / "runs").glob("*/recipe.json") if path.parent.name.isdigit()]
-    surplus = [folder for folder in old if int(folder.name) >= count]
-    refuse_to_delete(surplus, recipe)
-    for name in ("sweep.md", "sweep.json"):
-        (root / name).unlink(missing_ok=True)
-    for folder in surplus:
-        shutil.rmtree(folder)
+def _placed(root: Path, recipe: Recipe, variants: list[Recipe]) -> list[Recipe]:
+    """The runs, each in its folder, all but the first with the teacher that the first one makes, if it does."""
+    folders = [root / "runs" / f"{number:03d}" for number in range(len(variants))]
+    made = str(Workspace(folders[0]).teacher) if _makes_teacher(recipe) else recipe.teacher.finetuned
+    later = dataclasses.replace(recipe.teacher, finetuned=made)
+    return [
+        dataclasses.replace(variant, output_dir=str(folder), teacher=later if number else recipe.teacher)
+        for number, (folder, variant) in enumerate(zip(folders, variants, strict=True))
+    ]
+
+
+def _check_folders(root: Path, runs: list[Recipe], *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before any work, folders that this sweep must not use; changes nothing.
+
+    Raises:
+        ValueError: see `check_workspace`, which this calls for every run; or the directory holds something else than
+            a sweep, or is not empty and neither resume nor overwrite is given.
+        OSError: it cannot be written.
+    """
+    occupied = root.is_dir() and any(path.name != ".lock" for path in root.iterdir())
+    if occupied and not (root / "sweep.json").exists():
+        raise ValueError(f"output_dir {root} holds files that are not a sweep: choose another --output_dir")
+    if occupied and not (resume or overwrite):
+        raise ValueError(f"output_dir {root} is not empty: give --resume, --overwrite or another --output_dir")
+    doomed = _surplus(root, len(runs)) if overwrite else []
+    for recipe in (*runs, *(dataclasses.replace(runs[0], output_dir=str(folder)) for folder in doomed)):
+        there = Path(recipe.output_dir).exists()
+        check_workspace(recipe, resume=resume and there, overwrite=overwrite and there, from_stage=None)
+        refuse_to_delete([*(root / name for name in OUTCOME), *doomed], recipe)
+        if there:  # and not in use
+            with Workspace.of(recipe).lock():
+                pass
+
+
+def _surplus(root: Path, count: int) -> list[Path]:
+    """Runs that a larger grid left behind: those from `count` on."""
+    old = [path.parent for path in (root / "runs").glob("*/recipe.json")]
+    return [folder for folder in old if folder.name.isdigit() and int(folder.name) >= count]
+
+
+def _begin(root: Path, runs: list[Recipe], *, overwrite: bool) -> None:
+    """Mark the directory as a sweep's; with overwrite, delete the outcome of the old one, and its surplus runs."""
+    for folder in _surplus(root, len(runs)) if overwrite else ():
+        with Workspace(folder).lock():
+            shutil.rmtree(folder)
+    for name in OUTCOME if overwrite else ():
+        delete(root / name)
+    if not (root / "sweep.json").exists():
+        (root / "sweep.json").write_text("[]")
 
 
 def combinations(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[tuple[Values, Recipe]]:
@@ -108,6 +153,8 @@ def combinations(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[tupl
     names = [part.strip() for name in grid for part in name.split(",")]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"sweep: {twice[0]} is named twice: leave one out")
+    if nested := [(name, group) for group in names for name in names if name.startswith(f"{group}.")]:
+        raise ValueError(f"sweep: {' is a part of '.join(nested[0])}: leave one out")
     found = []
     for chosen in product(*grid.values()):
         values: Values = {}
@@ -136,12 +183,19 @@ def _nested(values: Values) -> Values:
     return tree
 
 
-def _needs_teacher(recipe: Recipe) -> bool:
-    return (recipe.task.path or recipe.task.name) is not None and not recipe.finetune.skip
+def _makes_teacher(recipe: Recipe) -> bool:
+    """Whether the first run fine-tunes the teacher of all."""
+    named = (recipe.task.path or recipe.task.name) is not None
+    return named and recipe.teacher.finetuned is None and not recipe.finetune.skip
 
 
-def _check(recipe: Recipe, root: Path, variants: list[tuple[Values, Recipe]]) -> None:
-    """Refuse, before the first run, what some run could not use."""
+def _read_by(recipe: Recipe) -> tuple[Any, ...]:
+    """What decides, beside what all runs share and the models, whether a run can read its data."""
+    return recipe.general, *((x.data, x.tokens_per_batch) for x in recipe.stages.values() if not x.skip)
+
+
+def _check(recipe: Recipe, variants: list[tuple[Values, Recipe]]) -> None:
+    """Refuse, before the first run, what some run could not use; the first one checks its inputs itself."""
     for values, variant in variants:
         check_values(variant)
         if touched := [name for name in values if name.split(".")[0] in SHARED]:
@@ -152,19 +206,21 @@ def _check(recipe: Recipe, root: Path, variants: list[tuple[Values, Recipe]]) ->
         if not last or last[0].keep != "best":
             raise ValueError("a sweep chooses by the score on the validation rows: the last stage must keep the best")
     task, _ = complete(recipe.task)
+    checked = [_read_by(variants[0][1])]
     for values, variant in variants:
         try:
             load_models(dataclasses.replace(variant, task=task))
+            if (read := _read_by(variant)) not in checked:
+                checked.append(read)
+                ranks.first(partial(load_inputs, variant))
         except ValueError as error:
             combination = ", ".join(f"{name} {value}" for name, value in values.items())
             raise ValueError(f"sweep, {combination}: {error}") from None
-    if (root / "recipe.json").exists():
-        raise ValueError(f"{root} holds a single run: choose another --output_dir for the sweep")
 
 
-def _write(root: Path, names: list[str], rows: list[Values]) -> None:
+def _write(root: Path, rows: list[Values]) -> None:
     """sweep.json, sweep.md and the best student."""
-    columns = [part.strip() for name in names for part in name.split(",")]
+    columns = list(rows[0]["values"])
     control = next((row for row in rows if "control" in row), None)
     lines = [
         f"| run | {' | '.join(columns)} | validation (%) | held out (%) |",

@@ -185,9 +185,9 @@ def open_workspace(
     if space.recipe.exists() and not overwrite:
         check_read(space, fingerprint)
     for path in _doomed(space, recipe, overwrite=overwrite, from_stage=from_stage):
-        _delete(path)
+        delete(path)
     for path in space.root.glob("**/.*.tmp"):  # left by a kill
-        _delete(path)
+        delete(path)
     text = json.dumps({"recipe": _to_json(recipe), "data": fingerprint}, indent=1)
     # never missing beside other files: it marks the directory as a run's
     publish_file(space.recipe, partial(Path.write_text, data=text))
@@ -206,7 +206,8 @@ def check_read(space: Workspace, fingerprint: str) -> None:
         )
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
+    """Delete a file or folder, where there is one."""
     if path.is_dir():  # renamed first: a folder half deleted must not be taken for a finished one
         trash = path.with_name(f".{path.name}.tmp")
         shutil.rmtree(trash, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from fastdistill import Recipe, Student
 from fastdistill.sweep import combinations, sweep
+from fastdistill.workspace import Workspace
 from recipes.kd import RECIPE
 from tests.tiny import shorten, tiny_recipe
 
@@ -80,6 +82,55 @@ def test_a_smaller_grid_leaves_nothing_of_the_larger_one(world: Path, tmp_path: 
     assert len(rows) == 2
 
 
+def listed(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"
+    }
+
+
+TWO = {"kd.losses.temperature": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_what_is_not_of_a_sweep_stays(flags: dict[str, bool], world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "student").mkdir(parents=True)
+    (out / "student" / "essay.txt").write_text("mine")
+    before = listed(out)
+    with pytest.raises(ValueError, match="out holds files that are not a sweep: choose another --output_dir"):
+        sweep(small(world, out), TWO, **flags)
+    assert listed(out) == before
+
+
+def test_a_refused_sweep_loses_nothing(world: Path, tmp_path: Path) -> None:
+    recipe, out = small(world, tmp_path / "out"), tmp_path / "out"
+    sweep(recipe, {"kd.losses.temperature": [1.0, 2.0, 4.0]})
+    before = listed(out)
+
+    def refused(recipe: Recipe, message: str, **flags: bool) -> None:
+        with pytest.raises(ValueError, match=message):
+            sweep(recipe, TWO, **flags)
+        assert listed(out) == before
+
+    refused(recipe, "out is not empty: give --resume, --overwrite")
+    refused(replace(recipe, task=replace(recipe.task, test_size=10_000)), "task.test_size=10000", overwrite=True)
+    for path in ("runs/000/teacher", "runs/002/student", "student"):
+        teacher = replace(recipe.teacher, finetuned=str(out / path))
+        refused(replace(recipe, teacher=teacher), f"{path} lies in what this run would delete", overwrite=True)
+    with Workspace(out / "runs" / "002").lock():
+        refused(recipe, "another run is at work in .*002", overwrite=True)
+    with Workspace(out).lock():
+        refused(recipe, "another run is at work in .*out", resume=True)
+    (out / "runs" / "002" / "recipe.json").write_text("{}")
+    before = listed(out)
+    refused(recipe, "002/recipe.json is damaged", overwrite=True)
+    shutil.rmtree(out / "runs" / "001")
+    (out / "runs" / "001").mkdir()
+    (out / "runs" / "001" / "essay.txt").write_text("mine")
+    before = listed(out)
+    refused(recipe, "001 holds files that are not a run", resume=True)
+
+
 def test_where_all_diverge_the_reason_is_given(world: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="stage kd, step"):
         sweep(small(world, tmp_path / "out"), {"kd.optim.learning_rate": [1e38, 2e38]})
@@ -111,6 +162,9 @@ def test_where_all_diverge_the_reason_is_given(world: Path, tmp_path: Path) -> N
         ({"student.hidden_size": [24, 11]}, "student.hidden_size 11: .*11"),
         ({"student.init_layers": [None]}, "student.init_layers is None: give a value"),
         ({"student.init_layers": ["uniform", "9,9"]}, "student.init_layers 9,9: .*9"),
+        ({"kd.tokens_per_batch": [1024, 2]}, "kd.tokens_per_batch 2: stage kd: .* tokens"),
+        ({"kd.losses.temperature": [1], "kd.losses": [{"soft": 1}]}, "kd.losses.temperature is a part of kd.losses"),
+        ({"kd.losses": [{"soft": 1}], "kd.losses.soft,kd.epochs": [[1, 2]]}, "kd.losses.soft is a part of kd.losses"),
     ],
 )
 def test_refused_before_the_first_run(grid: dict[str, Any], message: str, world: Path, tmp_path: Path) -> None:
