@@ -2,15 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from fastdistill import ranks
 from fastdistill.inputs import load_inputs
 from fastdistill.models.encoder import Encoder
 from fastdistill.recipe import Recipe, Student, Teacher
+from fastdistill.workspace import Workspace, changed_values, check_read, check_workspace
 
 FOLDER = "assistant"  # in the output directory
+
+
+def distil(
+    recipe: Recipe, run: Callable[..., Any], *, resume: bool, overwrite: bool, from_stage: str | None
+) -> tuple[Recipe, list[str]]:
+    """Have `run` distil the assistant, where it is not there yet; all of `recipe` is checked first.
+
+    Returns:
+        The run in which it teaches the student, and what is to be said of it.
+
+    Raises:
+        ValueError, OSError: what `run` refuses in either run; an assistant made with other values.
+    """
+    assert recipe.assistant is not None
+    before, after = split(recipe, recipe.assistant)
+    flags: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "from_stage": from_stage}
+    ranks.agree(lambda: check_workspace(after, **flags, reads=recipe))
+    flags = {"resume": resume or from_stage is not None, "overwrite": overwrite}
+    used = (Workspace.of(before).root / "report.json", Workspace.of(after).recipe)  # by a run that has begun
+    said = _said_of_start(recipe)
+    if not overwrite and ranks.agree(lambda: all(path.exists() for path in used)):
+        said += ranks.agree(lambda: _said_of_stages(before))
+        ranks.first(lambda: check_read(Workspace.of(before), load_inputs(before).fingerprint))
+    else:
+        ranks.agree(lambda: check_workspace(before, **flags, from_stage=None, reads=recipe))
+        ranks.first(lambda: check(before, after))
+        run(before, **flags)
+    return after, said
+
+
+def _said_of_start(recipe: Recipe) -> list[str]:
+    if recipe.teacher.path is not None or recipe.student.path is not None or recipe.student.init != "teacher":
+        return []
+    return [
+        f"the student starts from the assistant's first weights, which come from those of {recipe.teacher.finetuned} "
+        "and know the task; give --teacher.path too, the pretrained model, to start from that"
+    ]
+
+
+def _said_of_stages(before: Recipe) -> list[str]:
+    """That stages of the student, which may still change, no longer are those that the assistant was distilled by.
+
+    Raises:
+        ValueError: something else has changed.
+    """
+    space = Workspace.of(before)
+    changed = [name for name in changed_values(space, before) if not name.startswith("control.")]
+    if other := [name for name in changed if name.partition(".")[0] not in before.stages]:
+        raise ValueError(
+            f"{space.root} was made with other values of {', '.join(other)}: use the same, or start again with "
+            "--overwrite"
+        )
+    return (
+        [f"the assistant was distilled with other values of {', '.join(changed)}, and is as it was"] if changed else []
+    )
 
 
 def split(recipe: Recipe, shape: Student) -> tuple[Recipe, Recipe]:
@@ -61,7 +120,10 @@ def check(before: Recipe, after: Recipe) -> None:
     Raises:
         ValueError, OSError: what `load_inputs` refuses in either run.
     """
-    inputs = load_inputs(before)
+    try:
+        inputs = load_inputs(before)
+    except ValueError as error:
+        raise ValueError(f"in the run that distils the assistant: {error}") from None
     assert inputs.task is not None, "a stage that gives the assistant a head reads the task"
     assistant = inputs.student.with_fresh_head(inputs.kind, inputs.num_labels, inputs.id2label)
     with TemporaryDirectory() as folder:

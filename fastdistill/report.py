@@ -134,8 +134,9 @@ def _original_teacher(recipe: Recipe, space: Workspace) -> Report:
     if recipe.assistant is None:
         return {}
     first = json.loads((space.root / FOLDER / "report.json").read_text())
-    path = first["recipe"]["teacher"]["finetuned"] or first["recipe"]["teacher"]["path"]
-    return {"original_teacher": {"name": Path(path).name, **first["teacher"]}}
+    teacher = first["recipe"]["teacher"]
+    name, *others = (Path(path).name for path in (teacher["finetuned"] or teacher["path"], *teacher["others"]))
+    return {"original_teacher": {"name": name, "others": others, **first["teacher"]}}
 
 
 def _export(stage: Path, to: Path, card: str) -> None:
@@ -185,7 +186,9 @@ def summary(report: Report) -> str:
         scored = f"{100 * original['score']:.1f} %, " if original["score"] is not None else ""
         sentences.append(
             f"The assistant was itself distilled from {original['name']} ({scored}"
-            f"{original['parameters'] / 1e6:.1f}M parameters); smaller and faster are relative to the assistant."
+            f"{original['parameters'] / 1e6:.1f}M parameters)"
+            + (f" and {', '.join(original['others'])}, not scored here" if original["others"] else "")
+            + "; smaller and faster are relative to the assistant."
         )
     return "\n\n".join([table(report), " ".join(sentences)]).strip()
 

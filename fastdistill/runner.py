@@ -40,7 +40,7 @@ from fastdistill.recipe import HeadKind, Recipe, Stage
 from fastdistill.roles import max_length
 from fastdistill.step import Runtime
 from fastdistill.teacher_cache import Cached, cached
-from fastdistill.workspace import Workspace, check_read, check_workspace, open_workspace
+from fastdistill.workspace import Workspace, check_workspace, open_workspace
 
 
 def run(
@@ -72,16 +72,11 @@ def opened(
     recipe = plain(recipe)
     ranks.join()
     ranks.first(lambda: check_values(recipe))
-    if recipe.assistant is not None:
-        before, recipe = assistant.split(recipe, recipe.assistant)
-    ranks.agree(lambda: check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage))
-    if recipe.assistant is not None:
-        used = (Workspace.of(before).root / "report.json", Workspace.of(recipe).recipe)  # by a run that has begun
-        if not overwrite and ranks.agree(lambda: all(path.exists() for path in used)):
-            ranks.first(lambda: check_read(Workspace.of(before), load_inputs(before).fingerprint))
-        else:
-            ranks.first(lambda: assistant.check(before, recipe))
-            run(before, resume=resume or from_stage is not None, overwrite=overwrite)
+    told: list[str] = []
+    if recipe.assistant is None:
+        ranks.agree(lambda: check_workspace(recipe, resume=resume, overwrite=overwrite, from_stage=from_stage))
+    else:
+        recipe, told = assistant.distil(recipe, run, resume=resume, overwrite=overwrite, from_stage=from_stage)
     runtime = ranks.first(lambda: Runtime.of(recipe))
     inputs = ranks.first(lambda: load_inputs(recipe))
     space = Workspace.of(recipe)
@@ -94,7 +89,7 @@ def opened(
         ranks.agree(enter)
         log = held.enter_context(Log(space.log if ranks.rank() == 0 else None))
         log.say(runtime.describe(recipe.precision))
-        for line in inputs.said:
+        for line in (*told, *inputs.said):
             log.say(line)
         for part, counts in inputs.data_counts().items():
             log.say(f"{part}: {', '.join(f'{what} {count}' for what, count in counts.items())}")

@@ -71,8 +71,12 @@ class Workspace:
         return self.root / "stages" / name
 
 
-def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage: str | None) -> None:
+def check_workspace(
+    recipe: Recipe, *, resume: bool, overwrite: bool, from_stage: str | None, reads: Recipe | None = None
+) -> None:
     """Refuse, before any work, an output directory that this run must not use; changes nothing.
+
+    What `reads` names, default `recipe`, must not lie in what is deleted.
 
     Raises:
         ValueError: the directory holds something and none of resume, overwrite, from_stage says what to do; it holds
@@ -121,7 +125,7 @@ def check_workspace(recipe: Recipe, *, resume: bool, overwrite: bool, from_stage
                 "--overwrite, or change only what has not run yet"
             )
 
-    refuse_to_delete(_doomed(space, recipe, overwrite=overwrite, from_stage=from_stage), recipe)
+    refuse_to_delete(_doomed(space, recipe, overwrite=overwrite, from_stage=from_stage), reads or recipe)
 
 
 def refuse_to_delete(doomed: list[Path], recipe: Recipe) -> None:
@@ -131,7 +135,13 @@ def refuse_to_delete(doomed: list[Path], recipe: Recipe) -> None:
         ValueError: one does.
     """
     teacher, augment = recipe.teacher, recipe.task.augment
-    teachers = (teacher.path, teacher.finetuned, *teacher.others, augment.model)
+    teachers = (
+        teacher.path,
+        teacher.finetuned,
+        *teacher.others,
+        augment.model,
+        recipe.assistant and recipe.assistant.path,
+    )
     for path in (*teachers, recipe.student.path, recipe.general.path, recipe.task.path, augment.vectors):
         if path and any(Path(path).expanduser().resolve().is_relative_to(folder.resolve()) for folder in doomed):
             raise ValueError(
@@ -148,7 +158,7 @@ def _doomed(space: Workspace, recipe: Recipe, *, overwrite: bool, from_stage: st
         space.recipe.exists()
         and not overwrite
         and (space.root / "report.json").exists()
-        and bool(set(_differences(_saved(space)["recipe"], _to_json(recipe))) - set(INDIFFERENT))
+        and bool(changed_values(space, recipe))
     )
     outcome = [space.root / name for name in OUTCOME] if overwrite or again or longer else []
     return outcome + again + ([space.root / name for name in SOURCES] if overwrite else [])
@@ -192,6 +202,11 @@ def open_workspace(
     # never missing beside other files: it marks the directory as a run's
     publish_file(space.recipe, partial(Path.write_text, data=text))
     space.checkpoints.mkdir(exist_ok=True)
+
+
+def changed_values(space: Workspace, recipe: Recipe) -> list[str]:
+    """Dotted names of what the directory's run was made with other values of, that decide results."""
+    return [name for name in _differences(_saved(space)["recipe"], _to_json(recipe)) if name not in INDIFFERENT]
 
 
 def check_read(space: Workspace, fingerprint: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from fastdistill import CONTROL, ERNIE_TINY, FINETUNE, Corpus, Recipe, Stage, Student, Task, Teacher
+from fastdistill.recipe import Augment
 
 WORDS = "the a film was is it very not too good great fine bad dull poor plot cast end scene one two three".split()
 PIECES = [*WORDS, *"[unused1] . , ! ' movie actor story song ##s ##ly ##ing 2 好 坏 新 旧 电 影 戏".split()]
@@ -143,3 +145,22 @@ def only(recipe: Recipe, *names: str) -> Recipe:
     """`recipe` with every other stage skipped."""
     stages = {n: dataclasses.replace(s, skip=n not in names) for n, s in recipe.stages.items()}
     return dataclasses.replace(recipe, stages=stages)
+
+
+def miniature(name: str, world: Path, out: Path) -> Recipe:
+    """The stages of a recipe on the tiny job; relation heads that divide its widths."""
+    full: Recipe = importlib.import_module(f"recipes.{name}").RECIPE
+    stages = {
+        stage: dataclasses.replace(shorten(values, 2), losses=dataclasses.replace(values.losses, relation_heads=2))
+        for stage, values in full.stages.items()
+    }
+    small = tiny_recipe(world, out)
+    student = Student(num_hidden_layers=2, hidden_size=12, init_layers=full.student.init_layers)
+    teacher, task = small.teacher, small.task
+    if name in ("distilbert", "tinybert"):  # they ask the teacher about masked words
+        teacher = Teacher(path=str(make_masked_lm(out.parent / "masked_lm")))
+    if name == "tinybert":
+        task = dataclasses.replace(task, augment=Augment(copies=2, probability=0.5))
+    return dataclasses.replace(
+        small, stages=stages, student=student, teacher=teacher, task=task, finetune=shorten(full.finetune, 2)
+    )

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fastdistill import Recipe, Student, Teacher, run
-from fastdistill.assistant import split
-from fastdistill.recipe import Augment, Losses
-from tests.bad_files import other_vocabulary
-from tests.tiny import make_masked_lm, make_teacher, shorten, tiny_recipe
+from fastdistill import Teacher, run
+from fastdistill.recipe import Losses
+from tests.tiny import make_teacher, miniature, tiny_recipe
 
 replace = dataclasses.replace
 INNER = {"attention", "hidden", "patience"}  # losses over all mapped layers
-
-
-def miniature(name: str, world: Path, out: Path) -> Recipe:
-    """The stages of a recipe on the tiny job; relation heads that divide its widths."""
-    full: Recipe = importlib.import_module(f"recipes.{name}").RECIPE
-    stages = {
-        stage: replace(shorten(values, 2), losses=replace(values.losses, relation_heads=2))
-        for stage, values in full.stages.items()
-    }
-    small = tiny_recipe(world, out)
-    student = Student(num_hidden_layers=2, hidden_size=12, init_layers=full.student.init_layers)
-    teacher, task = small.teacher, small.task
-    if name in ("distilbert", "tinybert"):  # they ask the teacher about masked words
-        teacher = Teacher(path=str(make_masked_lm(out.parent / "masked_lm")))
-    if name == "tinybert":
-        task = replace(task, augment=Augment(copies=2, probability=0.5))
-    return replace(
-        small, stages=stages, student=student, teacher=teacher, task=task, finetune=shorten(full.finetune, 2)
-    )
 
 
 @pytest.mark.parametrize(
@@ -75,63 +51,6 @@ def test_student_of_patient_kd_starts_from_the_first_layers(world: Path, tmp_pat
     )
     name = "encoder.layer.{}.attention.self.query.weight"
     assert all((initial[name.format(n)] == teacher[name.format(n)]).all() for n in range(2))
-
-
-def test_assistant_is_distilled_first_and_teaches(world: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=16))
-    report = run(recipe)
-    assistant = json.loads((tmp_path / "out" / "assistant" / "report.json").read_text())
-    assert "control" not in assistant
-    assert report["teacher"]["parameters"] == assistant["student"]["parameters"]
-    assert report["teacher"]["score"] == assistant["student"]["score"]
-    assert report["original_teacher"] == {"name": "teacher", **assistant["teacher"]}
-    said = (tmp_path / "out" / "report.md").read_text()
-    for part in ("\n| assistant | ", "% of its assistant's score", "The assistant was itself distilled from teacher ("):
-        assert part in said, part
-    assert "\n| teacher | " not in said
-    assert run(recipe, resume=True) == report
-
-
-def test_below_an_assistant_the_student_starts_from_weights_that_do_not_know_the_task(
-    world: Path, tmp_path: Path
-) -> None:
-    recipe = miniature("kd", world, tmp_path / "out")  # no stage has the pretrained teacher
-    run(replace(recipe, student=Student(num_hidden_layers=2), assistant=Student(num_hidden_layers=3)))
-    folders = (world / "teacher", *(tmp_path / "out" / path for path in ("stages/init", "assistant/student")))
-    teacher, initial, taught = (load_file(folder / "model.safetensors") for folder in folders)
-    name = "embeddings.word_embeddings.weight"
-    assert (initial[name] == teacher[name]).all()
-    assert (initial[name] != taught[f"bert.{name}"]).any()
-    random = Student(num_hidden_layers=3, init="random")
-    with pytest.raises(ValueError, match=r"assistant.init is random and .* leave assistant.init out"):
-        run(replace(recipe, assistant=random, output_dir=str(tmp_path / "other")))
-
-
-def test_assistant_needs_a_head(world: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(world, tmp_path / "out")
-    stages = {name: replace(stage, skip=name == "tsd") for name, stage in recipe.stages.items()}
-    with pytest.raises(ValueError, match="an assistant teaches with a head"):
-        run(replace(recipe, stages=stages, assistant=Student(num_hidden_layers=3)))
-
-
-def test_assistant_has_no_head_for_masked_words(world: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3))
-    tsd = recipe.stages["tsd"]
-    masked = replace(tsd, teacher="pretrained", data="masked", keep="last")
-    with pytest.raises(ValueError, match="no head for masked words, to teach them"):
-        run(replace(recipe, stages={"mlm": masked, "tsd": tsd}))
-    assert not (tmp_path / "out").exists()
-
-
-def test_text_is_augmented_alike_for_assistant_and_student(world: Path, tmp_path: Path) -> None:
-    recipe = miniature("tinybert", world, tmp_path / "out")
-    report = run(replace(recipe, assistant=Student(num_hidden_layers=2)))
-    assistant = json.loads((tmp_path / "out" / "assistant" / "report.json").read_text())
-    assert report["data"]["augmented"] == assistant["data"]["augmented"]
-    assert report["data"]["augmented"]["replaced by the model"] > 0
-    assert "masked_lm" in report["data"]["augmented"]["origin"]
-    for run_of in split(replace(recipe, teacher=Teacher(path=str(world / "teacher"))), Student()):
-        assert run_of.task.augment.model is None  # the teacher has no head for masked words
 
 
 def finetuned(world: Path, folder: Path, **shape: int) -> str:
@@ -221,71 +140,6 @@ def test_teachers_of_unlike_shapes_are_refused(world: Path, done: Path, tmp_path
     report = run(replace(recipe, stages={"tsd": soft}))  # of logits there is a mean whatever the shapes
     alone = replace(recipe, teacher=replace(teacher, others=()), stages={"tsd": soft}, output_dir=str(tmp_path / "one"))
     assert run(alone)["stages"][0]["losses"]["soft"] != report["stages"][0]["losses"]["soft"]
-
-
-def test_assistant_is_checked_before_it_is_trained(world: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=8))
-    with pytest.raises(ValueError, match="hidden_size 12 is larger than the teacher's 8"):
-        run(recipe)
-    narrow = replace(recipe, assistant=Student(num_hidden_layers=3))
-    tad = replace(narrow.stages["tad"], layer_map="1:4")
-    with pytest.raises(ValueError, match="pairs 1:4, but the student has 2 layers and the teacher 3"):
-        run(replace(narrow, stages=narrow.stages | {"tad": tad}))
-    assert not (tmp_path / "out").exists()
-    tad, control = recipe.stages["tad"], recipe.control
-    heads = replace(recipe.student, num_attention_heads=3)
-    for changed, message in (
-        ({"student": heads, "stages": recipe.stages | {"tad": replace(tad, losses=Losses(attention=1.0))}}, "heads"),
-        ({"control": replace(control, optim=replace(control.optim, learning_rate=-1.0))}, "learning_rate is -1.0"),
-        ({"control": replace(control, tokens_per_batch=4)}, "stage control: .*tokens"),
-        (
-            {"student": Student(path=other_vocabulary(tmp_path / "words", 27))},
-            "different vocabularies.*take models of one",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run(replace(recipe, assistant=Student(num_hidden_layers=3), **changed))
-    assert not (tmp_path / "out").exists()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty"):
-        run(narrow)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
-
-
-def test_an_assistant_of_another_recipe_is_not_taken(world: Path, tmp_path: Path) -> None:
-    """Nor one of the same without --resume, where the student's run has not begun."""
-    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=16))
-    before, _ = split(recipe, Student(num_hidden_layers=3, hidden_size=16))
-    run(before)
-    with pytest.raises(ValueError, match="assistant is not empty: give --resume"):
-        run(recipe)
-    with pytest.raises(ValueError, match="assistant was made with other values of student.num_hidden_layers"):
-        run(replace(recipe, assistant=Student(num_hidden_layers=2, hidden_size=16)), resume=True)
-    assert not (tmp_path / "out" / "recipe.json").exists()
-    assert run(recipe, resume=True)["teacher"]["parameters"] > 0
-
-
-def test_a_run_goes_on_below_the_assistant_of_its_own_teacher(world: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=16))
-    run(recipe)
-    shutil.rmtree(tmp_path / "out" / "stages" / "tsd")  # as a kill before its end leaves it
-    (tmp_path / "out" / "report.json").unlink()
-    (tmp_path / "out" / "checkpoints").mkdir(exist_ok=True)
-    other = replace(recipe, teacher=Teacher(path=str(make_teacher(tmp_path / "other", intermediate_size=40))))
-    with pytest.raises(ValueError, match="assistant was made from .*another teacher"):
-        run(other, resume=True)
-    assert run(recipe, resume=True)["teacher"]["parameters"] > 0
-
-
-def test_a_stage_may_be_run_again_below_a_finished_assistant(world: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe(world, tmp_path / "out"), assistant=Student(num_hidden_layers=3, hidden_size=16))
-    run(recipe)
-    made = (tmp_path / "out" / "assistant" / "report.json").stat().st_mtime_ns
-    hotter = replace(recipe.stages["tsd"], losses=replace(recipe.stages["tsd"].losses, temperature=4.0))
-    report = run(replace(recipe, stages=recipe.stages | {"tsd": hotter}), from_stage="tsd")
-    assert report["recipe"]["stages"]["tsd"]["losses"]["temperature"] == 4.0
-    assert (tmp_path / "out" / "assistant" / "report.json").stat().st_mtime_ns == made
 
 
 def test_pooler_outlives_a_stage_on_masked_words(world: Path, tmp_path: Path) -> None:
