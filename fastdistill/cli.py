@@ -3,117 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
-import os
-import re
 import sys
 import traceback
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 
+from fastdistill.parser import GROUP, Formatter, Parser
 from fastdistill.recipe import Recipe, Stage, Student
 
 NONE: Mapping[str, Recipe] = {}
 SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")  # of a student
-
-
-class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Options as jsonargparse shows them, the description as it was written."""
-
-
-class Parser(ArgumentParser):
-    """jsonargparse's parser, whose errors name the nearest known option in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = self._told(message.strip())
-        if not self.exit_on_error:
-            raise ArgumentError(None, message) from ex
-        if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
-            print(f"error: {message}", file=sys.stderr)
-            print(f"see python -m {self.prog} --help for every option", file=sys.stderr)
-        sys.exit(2)
-
-    def _told(self, message: str) -> str:
-        """What jsonargparse has to say, in a sentence of ours where it is known."""
-        known = list(self.get_defaults().keys())
-        inner = re.search(r"Problem with given class_path .*?:\n\s*(.*)", message)  # told by the group's own parser
-        where = re.match(r'Parser key "([^"]+)":', message)
-        if where is None:
-            return message + _nearest(message, known)
-        option = where[1]
-        if inner:
-            return f"{option}: {inner[1]}"
-        value = re.search(r"Unable to load config '(.*)'", message)
-        if value and any(name.startswith(f"{option}.") for name in known):
-            return f"{option} is {value[1]!r}: {GROUP}"
-        hints = [getattr(action, "_typehint", None) for action in self._actions if action.dest == option]
-        told = _of_value(message, option, hints[0]) if hints else None
-        return told or message + _nearest(message, known)
-
-
-GROUP = "it is a group of options, give some of them under it or leave it out"
-ONE = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: 'text, in quotes where it looks like a number, as "1:3" does',
-}
-SEVERAL = {int: "whole numbers", float: "numbers", str: 'texts, such as ["a", "b"]', list: "lists, such as {a: [1, 2]}"}
-
-
-def _of_value(message: str, option: str, hint: Any) -> str | None:
-    """What `message` says of a value that is not of the type `hint`, in one sentence; None if it says nothing such."""
-    wanted, choices = _wanted(hint)
-    given = re.search(r"^.*(Got|Given) value: (.*)", message, re.M | re.S)
-    if not (wanted and given and "Expected" in message):
-        return None
-    outer = get_origin(hint)
-    inside = given[1] == "Got" and outer in (tuple, dict) and f"'{outer.__name__}'" not in message
-    near = difflib.get_close_matches(given[2].strip(), choices, n=1)
-    return (
-        f"{option} {'holds' if inside else 'is'} {given[2].strip()!r}: {wanted}"
-        f"{f'; did you mean {near[0]}?' if near else ''}"
-    )
-
-
-def _wanted(hint: Any) -> tuple[str, tuple[str, ...]]:
-    """What to do for a value of this type, in words, and what there is to choose from."""
-    outer, inner = get_origin(hint), get_args(hint)
-    if outer in (Union, UnionType):
-        remedies, choices = zip(*map(_wanted, inner), strict=True)
-        return " or ".join(filter(None, remedies)), sum(choices, ())
-    if outer is Literal:
-        return f"choose from {', '.join(inner)}", inner
-    if outer is tuple:
-        return f"give a list of {SEVERAL[inner[0]]}", ()
-    if outer is dict:
-        return f"give a mapping of names to {SEVERAL.get(inner[1], 'options')}", ()
-    if dataclasses.is_dataclass(hint):
-        return GROUP, ()
-    return (f"give {ONE[hint]}", ()) if hint in ONE else ("", ())
-
-
-def _nearest(message: str, known: list[str]) -> str:
-    """A hint for the unknown option that `message` complains about; empty where it is about something else."""
-    groups = {name.rpartition(".")[0] for name in known} - {""}
-    nested = re.search(r"Group '([^']+)' does not accept (?:option|nested key) '([^']+)'", message)
-    plain = re.search(
-        r"(?:unrecognized arguments?: --|Key '|Unrecognized (?:key|option) '|option ')([\w.]+)", message, re.I
-    )
-    if nested:
-        name = f"{nested[1]}.{nested[2]}"
-    elif plain:
-        name = plain[1]
-    else:
-        return ""
-    close = difflib.get_close_matches(name, [*known, *groups], n=1, cutoff=0.4)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _empty_parser(prog: str, description: str) -> Parser:
@@ -260,7 +164,7 @@ def main(
     recipe: Recipe,
     description: str | None,
     argv: list[str] | None = None,
-    prepare: Callable[[Recipe, Mapping[str, Any]], Recipe] | None = None,
+    prepare: Callable[[Recipe], Recipe] | None = None,
     modes: Mapping[str, Recipe] = NONE,
 ) -> Any:
     """Parse the command line and run the recipe; bad input ends with one line on stderr and exit code 2.
@@ -269,11 +173,9 @@ def main(
         recipe: the defaults.
         description: what `--help` says first.
         argv: the command line, default that of the process.
-        prepare: completes the recipe once it is parsed, before it runs; it is told what options, by dotted name, the
-            command line gives.
+        prepare: completes the recipe once it is parsed, before it runs.
         modes: other defaults by the name of the switch that chooses them.
     """
-    given = dict(_given(recipe, argv, _program(), description or "", modes).items())
     recipe, config = parse(recipe, argv, _program(), description or "", modes)
 
     from fastdistill import ranks
@@ -282,7 +184,7 @@ def main(
         from fastdistill.runner import run
 
         ranks.join()
-        recipe = ranks.first(lambda: prepare(recipe, given)) if prepare else recipe
+        recipe = ranks.first(lambda: prepare(recipe)) if prepare else recipe
         if config.sweep is not None:
             from fastdistill.sweep import sweep
 

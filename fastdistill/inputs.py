@@ -26,7 +26,7 @@ from fastdistill.metrics import metrics_of
 from fastdistill.models.encoder import Encoder
 from fastdistill.models.pretrained import Tokenizer
 from fastdistill.models.reduction import teacher_basis
-from fastdistill.recipe import HeadKind, Kind, Recipe, Stage
+from fastdistill.recipe import HeadKind, Kind, Recipe, Stage, Task
 from fastdistill.roles import load_models, named
 from fastdistill.step import Runtime
 
@@ -153,7 +153,7 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
         OSError: a file or folder that is not there or cannot be read.
     """
     completed, found = complete(recipe.task)
-    recipe = replace(recipe, task=completed)
+    recipe = replace(recipe, task=completed, stages={name: _on_gold(s, completed) for name, s in recipe.stages.items()})
     models = load_models(recipe)
     said = [*([found] if found else []), *models.said]
     tokenizer, student, finetuned, others = models.tokenizer, models.student, models.finetuned, models.others
@@ -201,6 +201,14 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
         inputs.copied_from = copies.origin
         _check_budgets(augmented, inputs)
     return inputs
+
+
+def _on_gold(stage: Stage, task: Task) -> Stage:
+    """`stage` with the weight of soft given to hard, where `losses.regression_targets` says so."""
+    losses = stage.losses
+    if task.kind != "regression" or losses.regression_targets == "teacher" or stage.data in GENERAL:
+        return stage
+    return replace(stage, losses=replace(losses, soft=0.0, hard=losses.soft + losses.hard))
 
 
 def augment(recipe: Recipe, task: TaskData, say: Callable[[str], None]) -> Augmented:

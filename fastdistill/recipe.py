@@ -189,6 +189,8 @@ class Losses:
         soft_reduction: batchmean = mean over rows; mean = over rows and classes, as in the published TinyBERT program;
             of classes, tags and masked words. Multilabel tasks have the mean over both, answers that over rows.
         hard: the same with the gold labels, or with the words that were masked.
+        regression_targets: what the soft term learns numbers (regression) from: the teacher's, or gold labels as in the
+            published TinyBERT program, where the hard term takes its weight.
         temperature: softening of the soft term, but for regression.
         temperature_squared: multiply the soft term by the square of its temperature; its gradient then keeps its size.
         projection: one projection for all layers and the embedding (TinyBERT as published), or one for each; patience
@@ -213,6 +215,7 @@ class Losses:
     soft_form: Literal["ce", "kl"] = "ce"
     soft_reduction: Literal["batchmean", "mean"] = "batchmean"
     hard: float = 0.0
+    regression_targets: Literal["teacher", "gold"] = "teacher"
     temperature: float = 1.0
     temperature_squared: bool = True
     projection: Literal["shared", "layer"] = "shared"

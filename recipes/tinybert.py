@@ -19,9 +19,7 @@ on the task, 34 minutes on one thread of an EPYC: RTE 57.4, MRPC (F1) 86.4, CoLA
 alone lead to 53.4, 80.6, 14.2 and 63.3, the teacher has 61.7, 88.7, 39.2 and 89.1.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from fastdistill import CONTROL, FINETUNE, Corpus, Losses, Optim, Recipe, Stage, Student, Task, Teacher, main
 
@@ -58,10 +56,12 @@ RECIPE = Recipe(
 
 
 def as_published(stage: Stage) -> Stage:
-    """Means over max_length, one projection for all layers, soft labels averaged over classes, a noisy teacher."""
+    """Means over max_length, one projection for all layers, soft labels averaged over classes, numbers from gold labels
+    alone, a noisy teacher."""
     losses = replace(
-        stage.losses, normalize="padded", projection="shared", soft_reduction="mean", temperature_squared=False
-    )
+        stage.losses, normalize="padded", projection="shared", soft_reduction="mean", temperature_squared=False,
+        regression_targets="gold",
+    )  # fmt: skip
     return replace(stage, losses=losses, teacher_dropout=True)
 
 
@@ -73,17 +73,5 @@ PAPER = replace(
 )
 
 
-def gold_for_regression(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-    """The published program learns numbers (STS-B) from the gold labels alone; weights that are given stay."""
-    from fastdistill.data.columns import complete
-
-    if not given.get("paper_mode") or complete(recipe.task)[0].kind != "regression":
-        return recipe
-    prediction = recipe.stages["prediction"]
-    soft, hard = (given.get(f"prediction.losses.{name}", weight) for name, weight in (("soft", 0.0), ("hard", 1.0)))
-    losses = replace(prediction.losses, soft=soft, hard=hard)
-    return replace(recipe, stages=recipe.stages | {"prediction": replace(prediction, losses=losses)})
-
-
 if __name__ == "__main__":
-    main(RECIPE, __doc__, prepare=gold_for_regression, modes={"paper_mode": PAPER})
+    main(RECIPE, __doc__, modes={"paper_mode": PAPER})

@@ -7,9 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -117,7 +115,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(world: Path, tmp_path: Path) -
 def test_a_mistake_of_ours_is_not_taken_for_bad_input(world: Path, tmp_path: Path) -> None:
     """What a library raises, without a word of ours, keeps its traceback."""
 
-    def broken(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    def broken(recipe: Recipe) -> Recipe:
         json.loads("{")
         return recipe
 
@@ -128,7 +126,7 @@ def test_a_mistake_of_ours_is_not_taken_for_bad_input(world: Path, tmp_path: Pat
 def test_a_recipe_may_refuse_too() -> None:
     program = (
         "from fastdistill import main\nfrom recipes.ernie_tiny import RECIPE\n"
-        "def prepare(recipe, given):\n    raise ValueError('not this one')\n"
+        "def prepare(recipe):\n    raise ValueError('not this one')\n"
         "main(RECIPE, '', argv=[], prepare=prepare)"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}

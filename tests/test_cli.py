@@ -112,8 +112,15 @@ def test_unknown_yaml_key_is_refused_with_the_nearest_name(
         (["--task.label_names", "a"], "task.label_names is 'a': give a list of texts, such as"),
         (["--task.label_names", "[1, 0]"], r"task.label_names is '\[1, 0\]': give a list of texts, such as"),
         (["--teacher.weights", "[a]"], """teacher.weights is "\\['a'\\]": give a list of numbers"""),
-        (["--sweep", "3"], "sweep is '3': give a mapping of names to lists, such as {a:"),
-        (["--sweep", "{tsd.epochs: 3}"], """sweep is "{'tsd.epochs': 3}": give a mapping of names to lists, such as"""),
+        (["--sweep", "3"], "sweep is '3': give a mapping of names, each once, to lists, such as {a:"),
+        (
+            ["--sweep", '{"tsd.epochs": [3], "tsd.epochs": [4]}'],
+            r"sweep is '{\"tsd.epochs\": \[3\], .*}': give a mapping of names, each once, to lists, such as",
+        ),
+        (
+            ["--sweep", "{tsd.epochs: 3}"],
+            """sweep is "{'tsd.epochs': 3}": give a mapping of names, each once, to lists""",
+        ),
         (["--tsd", "5"], "tsd is '5': it is a group of options, give some"),
         (["--assistant", "5"], "assistant is '5': it is a group of options, give some"),
         (["--assistant.num_hidden_layers", "x"], "assistant: num_hidden_layers is 'x': give a whole number"),
@@ -131,6 +138,23 @@ def test_a_value_that_an_option_cannot_have_is_told_in_one_line(
     first, _, rest = capsys.readouterr().err.partition("\n")
     assert re.match(f"error: {said}".replace("?", r"\?"), first)
     assert rest.startswith("see python -m")
+
+
+@pytest.mark.parametrize(
+    ("yaml", "name"),
+    [
+        ("tsd: {steps: 1}\nseed: 1\ntsd: {epochs: 2}\n", "tsd"),
+        ("tsd:\n  losses:\n    soft: 1\n    soft: 2\n", "soft"),
+        ('sweep: {"tsd.steps": [3], "tsd.steps": [4]}\n', "tsd.steps"),
+    ],
+)
+def test_a_name_that_a_file_gives_twice_is_refused(
+    yaml: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(yaml)
+    with pytest.raises(SystemExit):
+        parsed("--config", str(tmp_path / "run.yaml"))
+    assert f"{name} is given twice: leave one out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("group", ["tsd", "teacher", "gd.losses"])

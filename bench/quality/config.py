@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fastdistill import Corpus, Recipe, Student, Task
-from fastdistill.cli import Parser
+from fastdistill.parser import Parser
 
 
 @dataclass(frozen=True)

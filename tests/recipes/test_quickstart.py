@@ -12,7 +12,7 @@ from recipes import quickstart
 
 
 def test_reviews_become_general_text_and_a_task(tmp_path: Path) -> None:
-    recipe = quickstart.prepare(dataclasses.replace(quickstart.RECIPE, cache_dir=str(tmp_path)), {})
+    recipe = quickstart.prepare(dataclasses.replace(quickstart.RECIPE, cache_dir=str(tmp_path)))
     assert recipe.general.path is not None
     assert recipe.task.path is not None
     documents = Path(recipe.general.path).read_text(encoding="utf-8").strip().split("\n")
@@ -27,7 +27,7 @@ def test_reviews_become_general_text_and_a_task(tmp_path: Path) -> None:
 def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"sha256 53aa.*expected 0000"):
-        quickstart.prepare(dataclasses.replace(quickstart.RECIPE, cache_dir=str(tmp_path)), {})
+        quickstart.prepare(dataclasses.replace(quickstart.RECIPE, cache_dir=str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fastdistill import Losses, Recipe, Task, main, run
-from recipes.tinybert import PAPER, RECIPE, gold_for_regression
+from fastdistill import run
+from fastdistill.cli import parse
+from fastdistill.inputs import load_inputs
+from recipes.tinybert import PAPER, RECIPE
 from tests.tiny import shorten, tiny_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "tinybert.md"
@@ -49,33 +49,36 @@ def test_padded_means_are_over_the_length_of_the_text_of_the_stage(data: str, wo
         assert found[16][term] == pytest.approx(power * found[32][term], rel=1e-5), term
 
 
-def test_published_program_learns_numbers_from_gold_labels_alone() -> None:
-    stsb, rte = Task(name="stsb"), Task(name="rte")
-    paper = {"paper_mode": True}
-    for recipe, task, given, weights in (
-        (PAPER, stsb, paper, (0, 1)),
-        (PAPER, rte, paper, (1, 0)),
-        (RECIPE, stsb, {}, (1, 0)),
-        (PAPER, stsb, paper | {"prediction.losses.temperature": 2.0}, (0, 1)),
-        (PAPER, stsb, paper | {"prediction.losses.soft": 1.0, "prediction.losses.hard": 0.0}, (1, 0)),
-    ):
-        losses = gold_for_regression(replace(recipe, task=task), given).stages["prediction"].losses
-        assert (losses.soft, losses.hard) == weights
-
-
-def test_what_the_command_line_gives_wins_over_the_paper_mode(world: Path, tmp_path: Path) -> None:
-    found: list[Losses] = []
-
-    def prepare(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-        found.append(gold_for_regression(recipe, given).stages["prediction"].losses)
-        raise FileNotFoundError("enough")
-
-    config = tmp_path / "c.yaml"
-    config.write_text("paper_mode: true\ntask: {name: stsb}\nprediction: {losses: {soft: 1.0}}\n")
-    for argv in (["--paper_mode", "--task.name=stsb"], [f"--config={config}", "--prediction.losses.hard=0"]):
-        with pytest.raises(SystemExit):
-            main(RECIPE, "", argv=argv, prepare=prepare, modes={"paper_mode": PAPER})
-    assert [(losses.soft, losses.hard) for losses in found] == [(0, 1), (1, 0)]
+@pytest.mark.parametrize(
+    ("argv", "stsb", "rte"),
+    [
+        ([], (1, 0), (1, 0)),
+        (["--paper_mode"], (0, 1), (1, 0)),
+        (["--paper_mode", "--prediction.losses.temperature=2"], (0, 1), (1, 0)),
+        (["--paper_mode", "--prediction.losses.soft=0.5", "--prediction.losses.hard=0.25"], (0, 0.75), (0.5, 0.25)),
+        (["--paper_mode", "--prediction.losses.regression_targets=teacher"], (1, 0), (1, 0)),
+        (["--prediction.losses.regression_targets=gold"], (0, 1), (1, 0)),
+    ],
+)
+def test_published_program_learns_numbers_from_gold_labels_alone(
+    argv: list[str], stsb: tuple[float, float], rte: tuple[float, float], world: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    modes = {"paper_mode": PAPER}
+    asked, _ = parse(RECIPE, argv, "recipes.x", "", modes)
+    with pytest.raises(SystemExit):
+        parse(RECIPE, [*argv, "--print_config"], "recipes.x", "", modes)
+    (tmp_path / "run.yaml").write_text(capsys.readouterr().out)
+    printed, _ = parse(RECIPE, ["--config", str(tmp_path / "run.yaml")], "recipes.x", "", modes)
+    small, scored = tiny_recipe(world, tmp_path / "out"), tmp_path / "scored.csv"
+    texts = [line.rpartition(",")[0] for line in (world / "task.csv").read_text().splitlines()[1:]]
+    scored.write_text("\n".join(["text,label", *(f"{text},{n / 7}" for n, text in enumerate(texts))]))
+    for recipe in (asked, printed):
+        for path, weights in ((str(scored), stsb), (small.task.path, rte)):
+            stages = {"prediction": replace(recipe.stages["prediction"], data="task")}
+            completed = load_inputs(replace(small, task=replace(small.task, path=path), stages=stages)).recipe
+            losses = completed.stages["prediction"].losses
+            assert (losses.soft, losses.hard) == weights
 
 
 def test_page_names_options_that_there_are() -> None:
