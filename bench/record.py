@@ -36,15 +36,23 @@ def writable(text: str) -> Path:
     return path
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.record", description=__doc__)
     parser.add_argument("report", type=Path, help="what the run left as report.json")
     parser.add_argument("machine", help="folder of bench/results")
     parser.add_argument("name", help="of the file there")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     try:
         kept = without_paths(json.loads(options.report.read_text()))
+        if not isinstance(kept, dict) or "student" not in kept:
+            raise ValueError("it has no student")
+        path = writable(str(RESULTS / options.machine / f"{options.name}.json"))
     except (OSError, ValueError) as error:
-        parser.error(f"{options.report} is no report ({error})")
-    path = writable(str(RESULTS / options.machine / f"{options.name}.json"))
+        parser.error(f"{options.report} is no report of a run ({error})")
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -38,7 +38,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         _flush(folder.parent)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors wrap the system's error
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"{folder} could not be written ({error}); free the disk, then continue with --resume") from error
+        raise OSError(f"{folder} could not be written ({error}); free the disk, then go on (runs: --resume)") from error
 
 
 def publish_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -93,6 +93,8 @@ def _check_choices(prefix: str, part: Any) -> None:
             _check_choices(f"{title}.", value)
         elif value is None and type(None) in get_args(kind):
             continue
+        elif isinstance(value, tuple) and "" in value:
+            raise ValueError(f"{title} is {list(value)}, of which one is empty: leave that out")
         elif value is None or value == "":
             raise ValueError(f"{title} is {'None' if value is None else 'empty'}: give a value, or leave it out")
         elif allowed and value not in allowed:

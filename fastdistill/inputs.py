@@ -188,7 +188,10 @@ def load_inputs(recipe: Recipe, say: Callable[[str], None] = print) -> Inputs:
     augmented = {name: stage for name, stage in models.stages.items() if stage.data == "augmented"}
     inputs.augmented = task.train if augmented else None  # its rows are among those that are made of them
     _check_budgets(models.stages, inputs)
-    if augmented:
+    if augmented and task.copied:
+        inputs.said.append("task: rows of train are copies of others already, so that no more are made")
+        inputs.copied_from = f"{task.origins['train']}, as it is"
+    elif augmented:
         copies = augment(recipe, task, say)
         train = task.rows["train"]
         assert isinstance(train.labels, np.ndarray), "check_augment refuses labels of single words"

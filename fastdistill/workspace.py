@@ -86,9 +86,7 @@ def check_workspace(
     space = Workspace.of(recipe)
     if resume + overwrite + (from_stage is not None) > 1:
         raise ValueError("--resume, --overwrite and --from_stage exclude each other: give one")
-    parent = next(p for p in (space.root, *space.root.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise PermissionError(f"output_dir {space.root} cannot be written ({parent}): choose another --output_dir")
+    check_writable(space.root)
     occupied = space.root.exists() and any(
         p.suffix != ".tmp" and p.name not in (".lock", "assistant") for p in space.root.iterdir()
     )
@@ -126,6 +124,17 @@ def check_workspace(
             )
 
     refuse_to_delete(_doomed(space, recipe, overwrite=overwrite, from_stage=from_stage), reads or recipe)
+
+
+def check_writable(output_dir: Path) -> None:
+    """Refuse a directory that cannot be made or written.
+
+    Raises:
+        PermissionError: it cannot.
+    """
+    parent = next(p for p in (output_dir, *output_dir.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise PermissionError(f"output_dir {output_dir} cannot be written ({parent}): choose another --output_dir")
 
 
 def refuse_to_delete(doomed: list[Path], recipe: Recipe) -> None:

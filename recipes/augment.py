@@ -4,9 +4,9 @@ r"""TinyBERT's data augmentation by itself: a task's training rows and their cop
         --task.augment.vectors glove.6B.300d.txt --output_dir sst2_augmented
 
 The folder is a task to train on: --task.path sst2_augmented. Rows that a run sets aside from train for choices, or for
-its figures, are not copied but written beside, as validation and test. `source_id` numbers the rows of train that stood
-in the data, in order; a copy has the number of its own. Runs whose stages have `data: augmented` make the same copies
-by themselves, and keep them in the same cache.
+its figures, are not copied but written beside, as validation and test. `source_id` is the number of the row in the
+data's train, counted from 0, of a copy that of the row that it comes from. Runs whose stages have `data: augmented`
+make the same copies by themselves, and keep them in the same cache; of this folder they make no more.
 
 Result (README, bench/augment.py): on two threads of an EPYC bert-base finds the candidates of 59 words a second in
 bf16, 26 in fp32, where one forward pass for each word, as published, is at 24 and 10.
@@ -36,7 +36,7 @@ def augment(
         task: the rows, divided as a run divides them.
         teacher: whose tokenizer tells how long texts are, and whose masked-LM head fills in words where
             task.augment.model names no other model.
-        output_dir: what is written: data/*.parquet, which `datasets` reads, and report.json.
+        output_dir: what is written, where nothing is yet: data/*.parquet, which `datasets` reads, and report.json.
         cache_dir: where the copies are made, and found again.
         seed: of splits and draws.
         device: where the model runs; auto takes the GPU when there is one.
@@ -45,11 +45,12 @@ def augment(
     from fastdistill import inputs
     from fastdistill.checkpoint import publish
     from fastdistill.checks import check_augment, check_values
-    from fastdistill.data.augment import REPORT
     from fastdistill.data.columns import complete
+    from fastdistill.data.rows import REPORT
     from fastdistill.data.tasks import load_task
-    from fastdistill.data.written import write_rows
+    from fastdistill.data.written import write_renumbered, write_rows
     from fastdistill.models.pretrained import load_tokenizer, quiet
+    from fastdistill.workspace import check_writable
 
     quiet()
     base = teacher.path or teacher.finetuned
@@ -62,22 +63,32 @@ def augment(
     check_values(recipe)
     check_augment(task)
     folder = Path(output_dir).expanduser()
-    if folder.exists():
-        raise ValueError(f"output_dir {folder} exists: choose another --output_dir, or remove it")
+
+    def refuse_existing() -> None:
+        if folder.exists():
+            raise ValueError(f"output_dir {folder} exists: choose another --output_dir, or remove it")
+
+    refuse_existing()
+    check_writable(folder)
     data = load_task(task, load_tokenizer(base), seed)
     for line in [found, *data.said] if found else data.said:
         print(line)
+    if data.copied:
+        raise ValueError(f"{task.path}: rows of train are copies of others already: name the data without them")
     made = inputs.augment(recipe, data, print)
 
     def write(to: Path) -> None:
-        shutil.copytree(made.folder, to / "data")
-        (to / "data" / REPORT).rename(to / REPORT)
+        (to / "data").mkdir()
+        shutil.copy(made.folder / REPORT, to)
+        for shard in made.folder.glob("*.parquet"):
+            write_renumbered(shard, to / "data" / shard.name, data.rows["train"].numbers)
         for name, rows in data.rows.items():
             if name != "train":  # "test, mismatched" is test_mismatched to those who read it
                 write_rows(
                     to / "data" / f"{name.replace(', ', '_')}-00000-of-00001.parquet", task, rows, data.label_names
                 )
 
+    refuse_existing()  # what has been put there meanwhile
     publish(folder, write)
     print(f"{folder}: {', '.join(f'{what} {count:,}' for what, count in made.counts.items())}")
 

@@ -43,10 +43,11 @@ ROWS = "".join(f"a good film {i},positive\na bad film {i},negative\n" for i in r
 
 # each: what is wrong with the recipe, and what the error must say
 CASES: dict[str, tuple[Callable[[Recipe, Path], Recipe], tuple[str, ...]]] = {
-    "missing task file": (
-        lambda r, t: replace(r, task=replace(r.task, path=str(t / "gone.csv"))),
-        ("gone.csv",),
+    "an empty name among several": (
+        lambda r, t: replace(r, teacher=replace(r.teacher, others=("a", ""))),
+        ("teacher.others is ['a', '']", "empty"),
     ),
+    "missing task file": (lambda r, t: replace(r, task=replace(r.task, path=str(t / "gone.csv"))), ("gone.csv",)),
     "missing general file": (
         lambda r, t: replace(r, general=replace(r.general, path=str(t / "gone.txt"))),
         ("gone.txt",),

@@ -27,7 +27,7 @@ from filelock import FileLock
 from fastdistill.checkpoint import publish_file
 from fastdistill.data.candidates import MODEL, NONE, VECTORS, Candidates
 from fastdistill.data.copies import copies_of
-from fastdistill.data.rows import SOURCE, Rows
+from fastdistill.data.rows import REPORT, SOURCE, Rows
 from fastdistill.data.source import from_files
 from fastdistill.data.vectors import read_vectors
 from fastdistill.data.written import features, other_columns, text_columns
@@ -39,7 +39,7 @@ FORMAT_VERSION = 2
 ROWS_PER_SHARD = 256
 COPIES = {"cola": 30, "mnli": 10, "mrpc": 30, "sst2": 20, "qqp": 10, "qnli": 20, "rte": 30, "stsb": 30}  # as published
 COPIES_ELSEWHERE = 20
-PROGRESS, REPORT = "progress.json", "report.json"
+PROGRESS = "progress.json"
 EXAMPLES = 3  # rows that the report shows
 SECONDS_BETWEEN_LINES = 30.0
 NAMES = {MODEL: "replaced by the model", VECTORS: "replaced by vectors", NONE: "kept"}

@@ -24,7 +24,7 @@ from fastdistill.data.labels import (
 from fastdistill.data.source import Source, from_files, from_hub, local_files, split_of
 from fastdistill.recipe import Task
 
-SOURCE = "source_id"  # column of augmented data: which row a copy comes from
+SOURCE, REPORT = "source_id", "report.json"  # of augmented data: which row a copy comes from, and what was done
 _HELD_OUT = r"(?<![a-z])(test(ing)?|dev|val(id(ation)?)?|eval(uation)?)(?![a-z])"
 VALIDATION = ("validation", "valid", "val", "dev")  # names of that split, of which the first that there is is used
 
@@ -41,6 +41,7 @@ class Rows:
         origin: which rows of the data these are, for the report.
         groups: ``(N,)`` which rows compete for a rank.
         skipped: rows of the data that are left out, for they have no words (tagging).
+        numbers: ``(N,)`` which rows of the data these are, counted from 0; None where they are all.
     """
 
     texts: list[Any]
@@ -49,6 +50,7 @@ class Rows:
     origin: str
     groups: np.ndarray | None = None
     skipped: int = 0
+    numbers: np.ndarray | None = None
 
     def wording(self) -> Iterator[Any]:
         """What the rows say, without their labels, as values that can be looked up."""
@@ -61,7 +63,9 @@ class Rows:
         def picked(values: Any) -> Any:
             return values[rows] if isinstance(values, np.ndarray) else values and [values[row] for row in rows]
 
-        return Rows(picked(self.texts), picked(self.pairs), picked(self.labels), origin, picked(self.groups))
+        numbers = rows if self.numbers is None else self.numbers[rows]
+        texts, pairs, labels, groups = map(picked, (self.texts, self.pairs, self.labels, self.groups))
+        return Rows(texts, pairs, labels, origin, groups, numbers=numbers)
 
 
 def open_splits(task: Task) -> dict[str, Source]:
@@ -118,7 +122,8 @@ def said_of_splits(task: Task, sources: dict[str, Source]) -> list[str]:
     train = list(splits_named(sources, "train").values())
     used = [*train, *splits_named(sources, *VALIDATION).values(), *splits_named(sources, "test").values()]
     unused = [name for name, source in sources.items() if source not in used]
-    unused += [file.name for file in unnamed_files(task.path)]
+    known = {REPORT} if SOURCE in train[0].columns else set()
+    unused += [file.name for file in unnamed_files(task.path) if file.name not in known]
     said = []
     if len(train) > 1:
         said.append(f"task: train is joined of {', '.join(source.where for source in train)}")

@@ -41,6 +41,7 @@ class TaskData:
         more: further splits that figures are reported of, such as MNLI's mismatched one.
         rows: of all of these, before they were tokenised; of `more` as "test, mismatched".
         label_names: class names by index; None where there are no classes.
+        copied: whether rows of train are copies of others already, as those of an augmented data set are.
         origins: for train, validation and test the split of the data that it was taken from, for the report.
         said: what was found out about the data, in sentences.
     """
@@ -51,6 +52,7 @@ class TaskData:
     more: Mapping[str, Sequences]
     rows: Mapping[str, Rows]
     label_names: tuple[str, ...] | None
+    copied: bool
     origins: Mapping[str, str]
     said: list[str]
 
@@ -68,6 +70,9 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         ValueError: a column, text or label is not what the task says, or there are too few rows.
     """
     task, _ = complete(task)
+    for option in ("text", "pair", "label", "group"):
+        if getattr(task, option) == SOURCE:
+            raise ValueError(f"task.{option} is {SOURCE}, the column that tells copies of rows: rename the column")
     sources = open_splits(task)
     train_source = train_split(task, sources)
     assert task.label is not None
@@ -95,10 +100,12 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
     tests = labelled(splits_named(sources, "test"), "test")
     held = splits_named(sources, *VALIDATION)
     validations = labelled({"": joined(list(held.values()))} if tests and held else held, "validation")
-    if SOURCE in train_source.columns and not (tests and validations):
+    copied = _are_copies(train_source)
+    if copied and not (tests and validations):
         raise ValueError(
-            f"{train_source.where} has the column {SOURCE}, so that rows of it are copies of one another, and none can "
-            "be set aside: put files of validation and test rows beside it, that nothing was copied from"
+            f"the column {SOURCE} of {train_source.where} says that some rows are copies of one another, so that none "
+            "can be set aside: put files of validation and test rows beside it, that nothing was copied from; if the "
+            "column says something else, rename it"
         )
     written = declared_order(train_source, task, classes) or distinct_names(train_labels)
     train, validation, test = divide(
@@ -126,9 +133,18 @@ def load_task(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task
         more={name: ready[f"test, {name}"] for name in more},
         rows=splits,
         label_names=names,
+        copied=copied,
         origins=origins,
         said=[*said, *_said_of_rows(splits, in_train), *_said_of_labels(splits, names)],
     )
+
+
+def _are_copies(source: Source) -> bool:
+    """Whether the source has rows and copies of them, with the number of the row."""
+    if SOURCE not in source.columns:
+        return False
+    numbers = read_column(source, SOURCE, "task")
+    return len(set(map(str, numbers))) < len(numbers)
 
 
 def words_in_common(train: Rows, splits: Mapping[str, Rows]) -> dict[str, int]:

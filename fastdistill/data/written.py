@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import ClassLabel, Features, Value
 
-from fastdistill.data.rows import Rows
+from fastdistill.data.rows import SOURCE, Rows
 from fastdistill.recipe import Task
 
 
@@ -51,3 +51,16 @@ def write_rows(path: Path, task: Task, rows: Rows, label_names: tuple[str, ...] 
     declared = features(task, rows, label_names)
     table = text_columns(task, rows) | other_columns(task, rows)
     pyarrow.parquet.write_table(pyarrow.Table.from_pydict(table, schema=declared.arrow_schema), path)
+
+
+def write_renumbered(shard: Path, to: Path, numbers: np.ndarray | None) -> None:
+    """A copy of a parquet file of augmented rows, whose sources are called by their `numbers` in the data.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    table = pyarrow.parquet.read_table(shard)
+    if numbers is not None:
+        column = table.column_names.index(SOURCE)
+        table = table.set_column(column, table.field(column), [numbers[table[SOURCE]]])
+    pyarrow.parquet.write_table(table, to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -34,3 +35,24 @@ def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     assert new.parent.is_dir()
     assert not new.exists()
     assert old.read_text() == "{}"
+
+
+def test_a_report_is_kept_without_its_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    report = tmp_path / "report.json"
+    for text in ("[1]", '"x"', "{", '{"stages": []}'):
+        report.write_text(text)
+        with pytest.raises(SystemExit):
+            record.main([str(report), "machine", "name"])
+        assert "report.json is no report of a run" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+    report.write_text('{"student": {"path": "/home/me/student", "score": 0.5}}')
+    record.main([str(report), "machine", "name"])
+    kept = tmp_path / "results" / "machine" / "name.json"
+    assert json.loads(kept.read_text()) == {"student": {"path": "student", "score": 0.5}}
+    monkeypatch.setattr(record, "RESULTS", Path("/proc/none"))
+    with pytest.raises(SystemExit):
+        record.main([str(report), "machine", "name"])
+    assert "cannot be written" in capsys.readouterr().err

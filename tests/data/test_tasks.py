@@ -192,11 +192,23 @@ def test_copies_are_not_set_aside(tmp_path: Path, tokenizer: PreTrainedTokenizer
     rows = [{"text": text, "label": label, "source_id": n // 2} for n, (text, label) in enumerate(TRAIN)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Task(path=str(tmp_path), validation_size=4, test_size=4)
-    with pytest.raises(ValueError, match=r"train.jsonl has the column source_id.*put files of validation and test"):
+    with pytest.raises(ValueError, match=r"column source_id of .*train.jsonl says .*put files of validation and test"):
         load_task(task, tokenizer, 0)
     for split in ("validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
     assert sizes(load_task(task, tokenizer, 0)) == (len(rows), 6, 6)
+
+
+def test_a_source_id_of_the_data_itself(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """It tells of copies only where rows have the same one."""
+    rows = [{"text": text, "label": label, "source_id": f"id{n}"} for n, (text, label) in enumerate(TRAIN)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task(path=str(tmp_path), validation_size=4, test_size=4)
+    data = load_task(task, tokenizer, 0)
+    assert (sizes(data), data.copied) == ((len(rows) - 8, 4, 4), False)
+    for option in ("text", "pair", "label", "group"):
+        with pytest.raises(ValueError, match=f"task.{option} is source_id, .* rename the column"):
+            load_task(dataclasses.replace(task, **{option: "source_id"}), tokenizer, 0)  # type: ignore[arg-type]
 
 
 def test_a_folder_with_one_split_keeps_its_name(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -11,12 +11,12 @@ import datasets
 import numpy as np
 import pytest
 
-from fastdistill import Augment, Task, Teacher
+from fastdistill import Augment, Task, Teacher, inputs, run
 from fastdistill.cli import command
 from fastdistill.data.tasks import load_task
 from fastdistill.models.pretrained import load_tokenizer
 from recipes.augment import augment
-from tests.tiny import WORDS, make_masked_lm, make_texts, make_vectors
+from tests.tiny import WORDS, make_masked_lm, make_texts, make_vectors, tiny_recipe
 
 
 def options(world: Path, folder: Path, *others: str) -> list[str]:
@@ -36,7 +36,11 @@ def test_the_rows_and_their_copies_are_written(world: Path, tmp_path: Path, caps
     )
     assert rows.column_names == ["text", "label", "source_id"]
     assert rows.features["label"].names == ["negative", "positive"]
-    assert set(rows["source_id"]) == set(range(100)), "rows that a run sets aside must not be there"
+    lines = (world / "task.csv").read_text().splitlines()[1:]
+    first = {number: text for number, text in zip(reversed(rows["source_id"]), reversed(rows["text"]), strict=True)}
+    assert len(first) == 100, "rows that a run sets aside must not be there"
+    assert all(lines[number].rpartition(",")[0] == text for number, text in first.items())
+    assert max(first) > 100
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert len(rows) == report["counts"]["rows"] + report["counts"]["copies"] > 200
     assert report["settings"]["seed"] == 3
@@ -145,4 +149,41 @@ def test_an_output_directory_that_is_there_is_left_alone(
     with pytest.raises(SystemExit):
         command(augment, "", options(world, tmp_path))
     assert "exists: choose another --output_dir" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit):
+        command(augment, "", options(world, tmp_path, f"--output_dir={tmp_path / 'file' / 'out'}"))
+    assert "cannot be written" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_put_there_meanwhile_stays(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = inputs.augment
+
+    def meanwhile(*given: Any) -> Any:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "essay.txt").write_text("mine")
+        return made(*given)
+
+    monkeypatch.setattr(inputs, "augment", meanwhile)
+    with pytest.raises(SystemExit):
+        command(augment, "", options(world, tmp_path))
+    assert "exists: choose another --output_dir" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["essay.txt"]
+
+
+def test_copies_are_not_copied_again(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(augment, "", options(world, tmp_path))
+    out = f"--task.path={tmp_path / 'out'}"
+    with pytest.raises(SystemExit):
+        command(augment, "", options(world, tmp_path, out, f"--output_dir={tmp_path / 'twice'}"))
+    assert "out: rows of train are copies of others already: name the data without" in capsys.readouterr().err
+    recipe = tiny_recipe(world, tmp_path / "run")
+    stages = {"tsd": replace(recipe.stages["tsd"], data="augmented")}
+    run(replace(recipe, task=Task(path=str(tmp_path / "out"), max_length=16), stages=stages))
+    said = capsys.readouterr().out
+    assert "task: rows of train are copies of others already, so that no more are made" in said
+    assert "not used" not in said
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["data"]["augmented"] == {**report["data"]["train"], "origin": "train, as it is"}
