@@ -74,7 +74,12 @@ ONE = {
     bool: "true or false",
     str: 'text, in quotes where it looks like a number, as "1:3" does',
 }
-SEVERAL = {int: "whole numbers", float: "numbers", str: 'texts, such as ["a", "b"]', list: "lists, such as {a: [1, 2]}"}
+SEVERAL = {
+    int: "whole numbers",
+    float: "numbers",
+    str: 'texts, such as ["a", "b"]',
+    list: "lists, no name twice, such as {a: [1, 2]}",
+}
 
 
 def _of_value(message: str, option: str, hint: Any) -> str | None:
@@ -103,7 +108,7 @@ def _wanted(hint: Any) -> tuple[str, tuple[str, ...]]:
     if outer is tuple:
         return f"give a list of {SEVERAL[inner[0]]}", ()
     if outer is dict:
-        return f"give a mapping of names, each once, to {SEVERAL.get(inner[1], 'options')}", ()
+        return f"give a mapping of names to {SEVERAL.get(inner[1], 'options')}", ()
     if dataclasses.is_dataclass(hint):
         return GROUP, ()
     return (f"give {ONE[hint]}", ()) if hint in ONE else ("", ())

@@ -112,14 +112,14 @@ def test_unknown_yaml_key_is_refused_with_the_nearest_name(
         (["--task.label_names", "a"], "task.label_names is 'a': give a list of texts, such as"),
         (["--task.label_names", "[1, 0]"], r"task.label_names is '\[1, 0\]': give a list of texts, such as"),
         (["--teacher.weights", "[a]"], """teacher.weights is "\\['a'\\]": give a list of numbers"""),
-        (["--sweep", "3"], "sweep is '3': give a mapping of names, each once, to lists, such as {a:"),
+        (["--sweep", "3"], "sweep is '3': give a mapping of names to lists, no name twice, such as {a:"),
         (
             ["--sweep", '{"tsd.epochs": [3], "tsd.epochs": [4]}'],
-            r"sweep is '{\"tsd.epochs\": \[3\], .*}': give a mapping of names, each once, to lists, such as",
+            r"sweep is '{\"tsd.epochs\": \[3\], .*}': give a mapping of names to lists, no name twice, such as",
         ),
         (
             ["--sweep", "{tsd.epochs: 3}"],
-            """sweep is "{'tsd.epochs': 3}": give a mapping of names, each once, to lists""",
+            """sweep is "{'tsd.epochs': 3}": give a mapping of names to lists""",
         ),
         (["--tsd", "5"], "tsd is '5': it is a group of options, give some"),
         (["--assistant", "5"], "assistant is '5': it is a group of options, give some"),
